@@ -1,0 +1,1 @@
+"""The token cache: an optimisation that never fails a request."""

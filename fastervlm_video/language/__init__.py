@@ -1,0 +1,1 @@
+"""The language stage: prompt layout, engine interface and engines."""

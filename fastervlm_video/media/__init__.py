@@ -1,0 +1,1 @@
+"""From encoded video to a few uint8 frames with their timestamps."""

@@ -1,0 +1,1 @@
+"""A small Video-LLaVA made on the spot, and scenes to ask it about."""

@@ -1,0 +1,1 @@
+"""The vision half: frames in, kept tokens out."""

@@ -1,0 +1,147 @@
+"""The compact token set of one video: what crosses from the encoder to the language model, and is cached.
+
+Tokens are stored frame after frame and, inside a frame, **by score, best first** (ties: smaller patch
+index first). For a nested method the best k of a larger set are then a prefix of each frame's run, so any
+smaller budget is a slice::
+
+    counts  = (3, 3)
+    indices = [ 7 2 5 | 4 7 0 ]        select(2) -> counts (2, 2), indices [ 7 2 | 4 7 ]
+                frame 0  frame 1       raster()  -> indices [ 2 7 | 4 7 ]   (what the LLM sees)
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fastervlm_video.errors import InvalidRequestError
+
+__all__ = ["VisualTokens"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VisualTokens:
+    """Kept tower features of one video, before the projector.
+
+    Attributes:
+        features: floating [N, C], N = sum(counts); frame by frame, best score first.
+        indices: int32 [N], raster index of each token's patch in its frame's grid.
+        scores: float32 [N], the method's scores, non-increasing within a frame.
+        counts: tokens kept in each of the T frames.
+        grid: (rows, columns) of a frame's patch grid.
+        pts_seconds: T presentation times.
+        method: name of the pruning method.
+        nested: whether a smaller budget is a prefix of a larger one.
+        fingerprint: identity of the tower that made the features.
+        cls_features: floating [T, C], each frame's [CLS] token, if it is kept.
+
+    Raises:
+        InvalidRequestError: shapes, dtypes or ranges do not fit together.
+    """
+
+    features: Tensor
+    indices: Tensor
+    scores: Tensor
+    counts: tuple[int, ...]
+    grid: tuple[int, int]
+    pts_seconds: tuple[float, ...]
+    method: str
+    nested: bool
+    fingerprint: str
+    cls_features: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        total, patches = sum(self.counts), self.patches_per_frame
+        if not self.counts or any(not 0 <= n <= patches for n in self.counts):
+            raise InvalidRequestError(f"counts must be in [0, {patches}] per frame, got {self.counts}")
+        if len(self.pts_seconds) != len(self.counts):
+            raise InvalidRequestError(f"{len(self.counts)} frames came with {len(self.pts_seconds)} timestamps")
+        if self.features.ndim != 2 or not self.features.is_floating_point() or len(self.features) != total:
+            raise InvalidRequestError(
+                f"features must be floating [{total}, C], got {self.features.dtype} {list(self.features.shape)}"
+            )
+        for name, tensor, dtype in (("indices", self.indices, torch.int32), ("scores", self.scores, torch.float32)):
+            if tensor.dtype != dtype or tensor.shape != (total,):
+                raise InvalidRequestError(f"{name} must be {dtype} [{total}], got {tensor.dtype} {list(tensor.shape)}")
+        if total and not (int(self.indices.min()) >= 0 and int(self.indices.max()) < patches):
+            raise InvalidRequestError(f"patch indices must be in [0, {patches})")
+        cls = self.cls_features
+        if cls is not None and (cls.shape != (len(self.counts), self.width) or cls.dtype != self.features.dtype):
+            raise InvalidRequestError(
+                f"cls_features must be {self.features.dtype} [{len(self.counts)}, {self.width}], "
+                f"got {cls.dtype} {list(cls.shape)}"
+            )
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+        return len(self.counts)
+
+    @property
+    def width(self) -> int:
+        """C, the tower's hidden size."""
+        return int(self.features.shape[1])
+
+    @property
+    def patches_per_frame(self) -> int:
+        """Patches in one frame before pruning."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def tokens_full(self) -> int:
+        """Visual tokens of the unpruned video, in the same layout (with or without [CLS])."""
+        return self.num_frames * (self.patches_per_frame + (self.cls_features is not None))
+
+    @property
+    def tokens_kept(self) -> int:
+        """Visual tokens the language model will see."""
+        return sum(self.counts) + (self.num_frames if self.cls_features is not None else 0)
+
+    def holds(self, tokens_per_frame: int) -> bool:
+        """Whether every frame has at least ``tokens_per_frame`` tokens."""
+        return min(self.counts) >= tokens_per_frame
+
+    def select(self, tokens_per_frame: int) -> "VisualTokens":
+        """The same video at a smaller budget: each frame's best ``tokens_per_frame`` tokens.
+
+        Raises:
+            InvalidRequestError: fewer are held, or the method is not nested and the budget differs.
+        """
+        if all(n == tokens_per_frame for n in self.counts):
+            return self
+        if not self.nested:
+            raise InvalidRequestError(f"{self.method!r} is not nested: its tokens cannot be cut to a smaller budget")
+        if not self.holds(tokens_per_frame):
+            raise InvalidRequestError(f"{tokens_per_frame} tokens per frame asked for, {min(self.counts)} held")
+        starts = torch.tensor((0, *self.counts[:-1])).cumsum(0)
+        rows = (starts[:, None] + torch.arange(tokens_per_frame)).flatten().to(self.features.device)
+        return replace(
+            self,
+            features=self.features[rows],
+            indices=self.indices[rows],
+            scores=self.scores[rows],
+            counts=(tokens_per_frame,) * self.num_frames,
+        )
+
+    def raster_order(self) -> Tensor:
+        """int64 [N]: the permutation that puts each frame's tokens into raster order."""
+        frames = torch.repeat_interleave(
+            torch.arange(self.num_frames, device=self.indices.device),
+            torch.tensor(self.counts, device=self.indices.device),
+        )
+        return torch.argsort(frames * self.patches_per_frame + self.indices)
+
+    def sequence(self) -> Tensor:
+        """Floating [tokens_kept, C]: what the projector is given, in raster order, [CLS] first in its frame."""
+        patches = self.features[self.raster_order()]
+        if self.cls_features is None:
+            return patches
+        runs = torch.split(patches, list(self.counts))
+        return torch.cat([part for cls, run in zip(self.cls_features, runs, strict=True) for part in (cls[None], run)])
+
+    def __repr__(self) -> str:
+        counts = f"{self.counts[0]} each" if len(set(self.counts)) == 1 else str(list(self.counts))
+        return (
+            f"VisualTokens({self.num_frames} frames, {counts} of {self.patches_per_frame}, width {self.width}, "
+            f"{self.features.dtype}, {self.method}{', with [CLS]' if self.cls_features is not None else ''})"
+        )

@@ -7,12 +7,14 @@
     │   ├── InvalidRequestError          a parameter is out of range or two contradict each other
     │   ├── ContextLengthError           prompt + video + answer exceed the model's context
     │   ├── UrlNotAllowedError           a URL's scheme, host or resolved address is not allowed
+    │   ├── UrlFetchError                an allowed URL that could not be downloaded
     │   ├── VideoNotFoundError           a path or file id that names nothing
     │   └── MediaError                   the video's bytes are the problem
     │       ├── UnsupportedMediaError        not a video, or a container/codec that is not allowed
     │       ├── NoVideoStreamError           a media file without a picture track
     │       ├── CorruptMediaError            truncated or damaged; the decoder crashed or hung on it
     │       └── MediaLimitError              larger, longer or costlier than the limits allow
+    │           └── PayloadTooLargeError         more bytes than may be sent, seen before anything was decoded
     ├── CheckpointError              a model cannot be loaded, or its weights are not what they should be
     │   └── FingerprintMismatchError     tokens of one checkpoint were handed to another
     ├── TokenFormatError             cached or received token bytes are damaged, foreign or of another version
@@ -41,10 +43,12 @@ __all__ = [
     "MediaLimitError",
     "NoVideoStreamError",
     "OverloadedError",
+    "PayloadTooLargeError",
     "StorageFullError",
     "TokenFormatError",
     "UnavailableError",
     "UnsupportedMediaError",
+    "UrlFetchError",
     "UrlNotAllowedError",
     "VideoNotFoundError",
 ]
@@ -85,6 +89,12 @@ class UrlNotAllowedError(InvalidInputError):
     code = "url_not_allowed"
 
 
+class UrlFetchError(InvalidInputError):
+    """An allowed URL that could not be downloaded: no such host, no connection, or a status other than 200."""
+
+    code = "url_fetch_failed"
+
+
 class VideoNotFoundError(InvalidInputError):
     """A path or file id that names nothing (any more)."""
 
@@ -119,6 +129,12 @@ class MediaLimitError(MediaError):
     """Larger, longer or costlier to decode than the limits allow."""
 
     code = "media_limit_exceeded"
+
+
+class PayloadTooLargeError(MediaLimitError):
+    """More bytes than may be sent or fetched; noticed while they arrive, before anything is decoded."""
+
+    code = "payload_too_large"
 
 
 class CheckpointError(FasterVLMError):

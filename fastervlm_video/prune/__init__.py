@@ -1,1 +1,22 @@
-"""Which visual tokens to keep: scores, budgets and methods as pure tensor functions."""
+"""Which visual tokens to keep: scores and methods as pure tensor functions, and a registry of them."""
+
+from fastervlm_video.prune.base import Need, PruneInputs, PruneMethod, Selection
+from fastervlm_video.prune.baselines import RANDOM, UNIFORM_GRID
+from fastervlm_video.prune.cls_attention import CLS_ATTENTION
+from fastervlm_video.prune.registry import get_method, method_names, register
+from fastervlm_video.prune.scores import cls_attention_scores, top_k_stable
+
+__all__ = [
+    "CLS_ATTENTION",
+    "RANDOM",
+    "UNIFORM_GRID",
+    "Need",
+    "PruneInputs",
+    "PruneMethod",
+    "Selection",
+    "cls_attention_scores",
+    "get_method",
+    "method_names",
+    "register",
+    "top_k_stable",
+]

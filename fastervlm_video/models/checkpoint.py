@@ -1,0 +1,232 @@
+"""A model on disk or on the hub: opened once, and either half loaded from it without the other."""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from fastervlm_video.errors import CheckpointError
+from fastervlm_video.models.base import LanguageHalf, ModelAdapter
+from fastervlm_video.models.placement import AUTO, resolve_device, resolve_dtype
+from fastervlm_video.models.registry import adapter_for, require_supported
+from fastervlm_video.models.weights import Weights, read_json
+from fastervlm_video.vision.encoder import VisionEncoder
+from fastervlm_video.vision.preprocess import Preprocessing
+
+__all__ = ["Checkpoint"]
+
+# No pickles, no code: what is not named here is not downloaded.
+_DOWNLOADED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model")
+_CONFIG_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
+_FINGERPRINT_VERSION = 1
+
+
+class Checkpoint:
+    """A Hugging Face checkpoint folder whose architecture, config and preprocessing are known to be supported.
+
+    Opening reads small files only. Use :meth:`open`.
+
+    Attributes:
+        name: the hub's repository id, or the folder's name.
+        folder: where its files are.
+        config: the checkpoint's config; not to be changed.
+        adapter: what knows the architecture.
+        weights: where each tensor is.
+        preprocessing: what happens to frames before the tower.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        folder: Path,
+        config: PreTrainedConfig,
+        adapter: ModelAdapter,
+        weights: Weights,
+        preprocessing: Preprocessing,
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.config = config
+        self.adapter = adapter
+        self.weights = weights
+        self.preprocessing = preprocessing
+
+    @classmethod
+    def open(cls, model: str | Path, revision: str | None = None) -> "Checkpoint":
+        """Open a local folder, or download a repository of the hub (once; it is kept in the hub's cache).
+
+        Code in checkpoints is never run, and only safetensors weights are read.
+
+        Args:
+            model: a folder, or a repository id such as ``LanguageBind/Video-LLaVA-7B-hf``.
+            revision: branch, tag or commit, for the hub only.
+
+        Raises:
+            CheckpointError: it cannot be found, or is of a kind that is not supported.
+        """
+        name, folder = _locate(model, revision)
+        require_supported(read_json(folder / "config.json").get("model_type"))
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except _CONFIG_ERRORS as error:
+            raise CheckpointError(f"{folder / 'config.json'} is not a usable config: {error}") from error
+        adapter = adapter_for(config)
+        preprocessing = _read_preprocessing(folder)
+        size = (adapter.image_size, adapter.image_size)
+        if preprocessing.output_size != size:
+            raise CheckpointError(
+                f"{folder}: the preprocessor config makes frames of {preprocessing.output_size} (height, width), "
+                f"the tower takes {size}"
+            )
+        return cls(
+            name=name,
+            folder=folder,
+            config=config,
+            adapter=adapter,
+            weights=Weights.open(folder),
+            preprocessing=preprocessing,
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of a frame's patch grid."""
+        return self.adapter.grid
+
+    @property
+    def patches_per_frame(self) -> int:
+        """Patches in one frame before pruning."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def vision_width(self) -> int:
+        """The tower's hidden size."""
+        return self.adapter.vision_width
+
+    @property
+    def context_length(self) -> int:
+        """Most positions of the language model, prompt and answer together."""
+        return self.adapter.context_length
+
+    @property
+    def video_token_id(self) -> int:
+        """The token that stands for the video in a tokenized prompt."""
+        return self.adapter.video_token_id
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer, with the checkpoint's chat template.
+
+        Raises:
+            CheckpointError: there is none that can be loaded.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        except (*_CONFIG_ERRORS, ImportError) as error:
+            raise CheckpointError(f"{self.folder} holds no usable tokenizer: {error}") from error
+        legacy_template = self.folder / "chat_template.json"
+        if tokenizer.chat_template is None and legacy_template.is_file():
+            tokenizer.chat_template = read_json(legacy_template).get("chat_template")
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        return tokenizer
+
+    @cached_property
+    def tower_fingerprint(self) -> str:
+        """SHA-256 over the settings and the bytes of every tensor that features are computed from.
+
+        Equal for equal towers, whatever their tensors are called and however they are spread over files;
+        different for the same weights in another dtype. The tower is read once, but not built.
+
+        Raises:
+            CheckpointError: its tensors are missing, unexpected, damaged or of the wrong shape.
+        """
+        names = {key: name for name, key in self.adapter.tower_keys(self.weights).items()}
+        content = {
+            "version": _FINGERPRINT_VERSION,
+            "model_type": self.adapter.model_type,
+            "settings": dict(self.adapter.tower_identity),
+            "tensors": {names[key]: _digest(tensor) for key, tensor in self.weights.read(names)},
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def load_vision(self, device: str | torch.device = AUTO, dtype: str | torch.dtype = AUTO) -> VisionEncoder:
+        """The vision half: the tower up to the layer whose output is used; no other tensor is read.
+
+        Args:
+            device: ``auto`` is the GPU if there is one.
+            dtype: ``auto`` is float32 on a CPU and bfloat16 on a GPU.
+
+        Raises:
+            CheckpointError: its tensors are missing, unexpected or of the wrong shape.
+        """
+        placed = resolve_device(device)
+        tower = self.adapter.load_tower(self.weights, placed, resolve_dtype(dtype, placed))
+        return VisionEncoder(tower, self.preprocessing, self.tower_fingerprint)
+
+    def load_language(self, device: str | torch.device = AUTO, dtype: str | torch.dtype = AUTO) -> LanguageHalf:
+        """The language half: projector and language model; the tower is read for its fingerprint only.
+
+        Args:
+            device: ``auto`` is the GPU if there is one.
+            dtype: ``auto`` is float32 on a CPU and bfloat16 on a GPU.
+
+        Raises:
+            CheckpointError: its tensors are missing, unexpected or of the wrong shape.
+        """
+        placed = resolve_device(device)
+        parts = self.adapter.load_language(self.weights, placed, resolve_dtype(dtype, placed))
+        if (self.folder / "generation_config.json").is_file():
+            parts.language_model.generation_config = GenerationConfig.from_pretrained(self.folder)
+        return LanguageHalf(
+            language_model=parts.language_model,
+            projector=parts.projector,
+            vision_width=self.vision_width,
+            context_length=self.context_length,
+            fingerprint=self.tower_fingerprint,
+        )
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.name}, {self.adapter.model_type}, {self.folder})"
+
+
+def _locate(model: str | Path, revision: str | None) -> tuple[str, Path]:
+    """Name and local folder of a model, downloaded if need be."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder.resolve().name, folder
+    text = str(model)
+    if isinstance(model, Path) or text.startswith(("/", ".", "~")) or text.count("/") > 1:
+        raise CheckpointError(f"no model folder at {text}")
+    try:
+        downloaded = snapshot_download(text, revision=revision, allow_patterns=list(_DOWNLOADED))
+    except Exception as error:  # the hub client's and its HTTP library's errors have no common root
+        raise CheckpointError(
+            f"{text!r} is no folder here and cannot be fetched from the hub: {error}. Check the name, the revision "
+            "and the network, or give a folder that holds the checkpoint"
+        ) from error
+    return text, Path(downloaded)
+
+
+def _read_preprocessing(folder: Path) -> Preprocessing:
+    """In the order of preference of Hugging Face's video processors: nested, for videos, for images."""
+    nested = read_json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
+    if "video_processor" in nested:
+        return Preprocessing.from_config(nested["video_processor"])
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            return Preprocessing.from_config(read_json(folder / name))
+    if "image_processor" in nested:
+        return Preprocessing.from_config(nested["image_processor"])
+    raise CheckpointError(f"{folder} holds no preprocessor_config.json, so how to treat frames is not known")
+
+
+def _digest(tensor: Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
+    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,174 @@
+"""From a checked question to a stream of events: cache first, then decode and encode, then generate.
+
+::
+
+    cache holds it?  ──yes──▶ Generator (reads the cache)  ──TokensMissing──┐
+          │ no                                                              │ (evicted meanwhile)
+          ▼                                                                 ▼
+    join the flight of this token set ── Decoder ──▶ Encoder ──▶ Generator (is handed the tokens by reference)
+
+Nothing here knows of HTTP, and only this module knows in which order the stages are called.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Literal
+
+from fastervlm_video.cache import CacheKey, TokenCache
+from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
+from fastervlm_video.errors import FingerprintMismatchError, UnavailableError
+from fastervlm_video.plan import ModelFacts, TokenPlan
+from services.flights import Flights
+from services.handles import STAGE_FAILURES, AnswerStream, Encoding, Stages, as_own_error
+from services.stages import (
+    AnswerDone,
+    AnswerOrder,
+    AnswerText,
+    DecodeOrder,
+    EncodeOrder,
+    StageEvent,
+    TokensMissing,
+    TokensReady,
+)
+
+__all__ = ["AnswerEvent", "Answering", "Question", "VideoReady"]
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 4
+_BACKOFF_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request that has passed all checks.
+
+    Attributes:
+        request_id: unique.
+        digest: SHA-256 of the stored video.
+        text: the question.
+        sampling: which frames.
+        prune: which tokens.
+        plan: the token set that follows from these.
+        params: how to decode the answer.
+    """
+
+    request_id: str
+    digest: str
+    text: str
+    sampling: FrameSampling
+    prune: PruneSpec
+    plan: TokenPlan
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class VideoReady:
+    """First event of an answer: its tokens, and whether they were cached."""
+
+    tokens: TokensReady
+    cache: Literal["hit", "miss"]
+
+
+AnswerEvent = VideoReady | AnswerText | AnswerDone
+
+
+class Answering:
+    """Answers questions by calling the stages. For use from one event loop.
+
+    Args:
+        facts: of the served checkpoint.
+        cache: asked only whether it holds an entry; entries themselves do not come here.
+        stages: the other deployments.
+    """
+
+    def __init__(self, facts: ModelFacts, cache: TokenCache, stages: Stages) -> None:
+        self._facts, self._cache, self._stages = facts, cache, stages
+        self._flights: Flights[tuple[CacheKey, int], Encoding] = Flights(Encoding.cancel)
+
+    async def events(self, question: Question) -> AsyncGenerator[AnswerEvent, None]:
+        """Answer a question.
+
+        A stage replica that dies, or that runs another checkpoint while an upgrade is under way, costs another
+        attempt, as long as nothing has been handed out.
+
+        Yields:
+            :class:`VideoReady`, any number of :class:`~services.stages.AnswerText`, and
+            :class:`~services.stages.AnswerDone`.
+
+        Raises:
+            FasterVLMError: what a stage raised, or why no attempt succeeded.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            begun = False
+            try:
+                async with aclosing(self._attempt(question)) as events:
+                    async for event in events:
+                        begun = True
+                        yield event
+                return
+            except STAGE_FAILURES as exc:
+                error = as_own_error(exc)
+                if begun or attempt == _ATTEMPTS or not isinstance(error, UnavailableError | FingerprintMismatchError):
+                    raise error from exc
+                logger.warning("request %s: attempt %d failed: %s", question.request_id, attempt, error)
+            await asyncio.sleep(_BACKOFF_SECONDS * attempt)
+
+    async def _attempt(self, question: Question) -> AsyncGenerator[AnswerEvent, None]:
+        plan = question.plan
+        if await asyncio.to_thread(self._cache.holds, plan.key, plan.tokens_per_frame):
+            async with self._stages.generate(self._answer_order(question)) as stream:
+                first = await anext(stream)
+                if not isinstance(first, TokensMissing):
+                    yield VideoReady(_expect_ready(first), "hit")
+                    async for event in stream:
+                        yield _expect_answer(event)
+                    return
+        stream, ready = await self._encode_and_begin(question)
+        async with stream:
+            yield VideoReady(ready, "miss")
+            async for event in stream:
+                yield _expect_answer(event)
+
+    async def _encode_and_begin(self, question: Question) -> tuple[AnswerStream, TokensReady]:
+        """Have the video encoded, or wait with others for it, until its tokens have reached a Generator.
+
+        From there on the answer is this request's own affair.
+        """
+        flight_key = (question.plan.key, question.plan.tokens_per_frame)
+        with self._flights.join(flight_key, lambda: self._begin_encoding(question)) as flight:
+            async with self._stages.generate(self._answer_order(question), flight.work) as stream:
+                ready = _expect_ready(await anext(stream))
+            flight.landed = True
+        return stream, ready
+
+    def _begin_encoding(self, question: Question) -> Encoding:
+        return self._stages.begin_encoding(
+            DecodeOrder(question.digest, question.sampling, self._facts.preprocessing.resize),
+            EncodeOrder(question.plan.key, question.prune, self._facts.fingerprint),
+        )
+
+    def _answer_order(self, question: Question) -> AnswerOrder:
+        return AnswerOrder(
+            request_id=question.request_id,
+            question=question.text,
+            key=question.plan.key,
+            tokens_per_frame=question.plan.tokens_per_frame,
+            fingerprint=self._facts.fingerprint,
+            sampling=question.params,
+        )
+
+
+def _expect_ready(event: StageEvent) -> TokensReady:
+    if not isinstance(event, TokensReady):
+        raise UnavailableError(f"the generator began with {type(event).__name__}; it may run another version")
+    return event
+
+
+def _expect_answer(event: StageEvent) -> AnswerText | AnswerDone:
+    if not isinstance(event, AnswerText | AnswerDone):
+        raise UnavailableError(f"the generator went on with {type(event).__name__}; it may run another version")
+    return event

@@ -1,0 +1,97 @@
+"""The Api stage: HTTP in front of the others."""
+
+import time
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+import fastervlm_video
+from fastervlm_video.plan import ModelFacts
+from services.admission import Admission
+from services.answering import Answering
+from services.body_limit import BodyLimitMiddleware
+from services.handles import Stages
+from services.http_errors import install_error_handlers
+from services.live import LiveConfig
+from services.middleware import AdmissionMiddleware
+from services.paths import WORK_PATHS
+from services.readiness import ReadinessProbe
+from services.requests import VideoIntake
+from services.routes import VideoService, build_router
+from services.settings import Settings
+from services.stores import open_blob_store, open_service_cache
+
+__all__ = ["Api", "create_http_app"]
+
+_DESCRIPTION = """
+Ask questions about videos. A video is turned **once** into a small set of visual tokens, chosen in each frame
+by the vision encoder's own [CLS] attention (FasterVLM), and cached; any number of questions are then answered
+from them.
+"""
+
+
+def create_http_app(service: VideoService, admission: Admission) -> FastAPI:
+    """The FastAPI application around a service. Middleware added last is outermost."""
+    app = FastAPI(
+        title="FasterVLM video",
+        version=fastervlm_video.__version__,
+        description=_DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    app.include_router(build_router(service))
+    install_error_handlers(app)
+    app.add_middleware(
+        BodyLimitMiddleware, upload_limit_bytes=service.settings.max_upload_bytes, upload_paths=WORK_PATHS
+    )
+    app.add_middleware(AdmissionMiddleware, admission=admission, paths=WORK_PATHS)
+    return app
+
+
+class Api:
+    """HTTP, validation and admission; calls the stages and streams answers.
+
+    Args:
+        settings: of the service.
+        decoder: handle of the Decoder.
+        encoder: handle of the Encoder.
+        generator: handle of the Generator.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        decoder: DeploymentHandle[Any],
+        encoder: DeploymentHandle[Any],
+        generator: DeploymentHandle[Any],
+    ) -> None:
+        facts = ModelFacts.open(settings.model, revision=settings.revision)
+        cache, blobs = open_service_cache(settings), open_blob_store(settings)
+        self._admission = Admission(settings.max_in_flight_requests)
+        self._service = VideoService(
+            settings=settings,
+            live=LiveConfig.from_settings(settings),
+            facts=facts,
+            cache=cache,
+            blobs=blobs,
+            intake=VideoIntake(settings, blobs),
+            answering=Answering(facts, cache, Stages(decoder, encoder, generator)),
+            readiness=ReadinessProbe(
+                serve.get_replica_context().app_name,
+                {name.capitalize(): settings.stage(name).min_replicas for name in ("decoder", "encoder", "generator")},
+            ),
+            started_at=int(time.time()),
+        )
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take over new defaults and bounds; called by Serve at start and whenever they change.
+
+        Raises:
+            ValidationError: a value is out of range; the old values stay.
+        """
+        self._service.live = LiveConfig.model_validate(user_config)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """The ASGI application of this replica; called by Serve after the constructor."""
+        return create_http_app(self._service, self._admission)

@@ -1,0 +1,73 @@
+"""The Serve application: four deployments, bound together by a typed builder.
+
+``build_app`` is what ``serve run services.app:build_app`` and a Kubernetes ``serveConfigV2`` import. Its
+arguments are :class:`~services.settings.Settings`; what is not given comes from the environment.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import ray
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.config import AutoscalingConfig
+
+from services.api import Api
+from services.decoder import Decoder
+from services.encoder import Encoder
+from services.generator import Generator
+from services.live import LiveConfig
+from services.settings import Settings, StageName
+
+__all__ = ["APP_NAME", "build_app"]
+
+APP_NAME = "fastervlm-video"
+
+_GPU_STAGES: tuple[StageName, ...] = ("encoder", "generator")
+_GRACEFUL_SHUTDOWN_SECONDS = 5.0
+_HEALTH_CHECK_SECONDS = 5.0
+
+
+def _automatic_gpus(name: StageName) -> float:
+    """A GPU for each replica of the two stages that can use one; half of it where there is only one."""
+    if name not in _GPU_STAGES:
+        return 0.0
+    available = float(cast("Any", ray).cluster_resources().get("GPU", 0.0))
+    return min(1.0, available / len(_GPU_STAGES))
+
+
+def _deployment(stage_class: Callable[..., Any], name: StageName, settings: Settings) -> Deployment:
+    """A stage with its options: replicas, resources, queue. All of them are decided here."""
+    stage = settings.stage(name)
+    # Cores are a scheduling matter to Ray; how many threads really compute is set by each stage itself.
+    num_gpus = _automatic_gpus(name) if stage.num_gpus is None else stage.num_gpus
+    resources: dict[str, Any] = {"num_cpus": stage.num_cpus, "num_gpus": num_gpus}
+    decorate = serve.deployment(
+        name=name.capitalize(),
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=stage.min_replicas,
+            max_replicas=stage.max_replicas,
+            target_ongoing_requests=max(1.0, stage.max_ongoing_requests / 2),
+        ),
+        max_ongoing_requests=stage.max_ongoing_requests,
+        ray_actor_options=resources,
+        graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_SECONDS,
+        health_check_period_s=_HEALTH_CHECK_SECONDS,
+    )
+    return decorate(stage_class)
+
+
+def build_app(args: Settings) -> Application:
+    """Bind the four stages.
+
+    Args:
+        args: the settings.
+    """
+    settings = args
+    decoder = _deployment(Decoder, "decoder", settings).bind(settings)
+    encoder = _deployment(Encoder, "encoder", settings).bind(settings)
+    generator = _deployment(Generator, "generator", settings).bind(settings)
+    api = _deployment(serve.ingress()(Api), "api", settings).options(
+        user_config=LiveConfig.from_settings(settings).model_dump()
+    )
+    return api.bind(settings, decoder, encoder, generator)

@@ -1,0 +1,319 @@
+"""Uploaded videos, stored under the SHA-256 of their content in any fsspec location.
+
+::
+
+    <url>/objects/ab/abcdef…          the bytes
+    <url>/objects/ab/abcdef….json     size, file name, times; a blob exists if and only if this does
+    <url>/incoming/<seconds>-<uuid>   being written; moved into place when complete
+    <url>/usage, <url>/lock           local folders only, see services.blob_usage
+
+Uploading the same bytes twice stores them once. Blobs expire; what has expired is removed by
+:meth:`BlobStore.sweep`, and when an upload would not fit otherwise.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fastervlm_video.errors import InvalidRequestError, StorageFullError, UnavailableError, VideoNotFoundError
+from services.blob_files import LocalFiles, open_files
+from services.blob_usage import ListedUsage, LocalUsage, Usage
+from services.stored_blob import DIGEST, StoredBlob, file_id, parse_file_id, shown_name
+
+__all__ = ["BlobStore", "StoredBlob", "file_id", "parse_file_id"]
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1024**2
+OVERHEAD_BYTES = 4096
+"""What a blob counts for besides its size, so that very many tiny files fill the quota too."""
+ABANDONED_SECONDS = 3600.0
+"""Age from which something half-written is taken for the remains of a process that died."""
+
+_SIDECAR_SUFFIX = ".json"
+_MAX_SIDECAR_BYTES = 64 * 1024
+_OBJECTS = "objects"
+_INCOMING = "incoming"
+
+
+class BlobStore:
+    """A content-addressed store with a quota and expiry. All methods block; call them in threads.
+
+    Safe for several threads and processes on one location: every change is made under a lock (see
+    :mod:`services.blob_usage` for how far it reaches) and is atomic for readers even without one.
+
+    Args:
+        url: ``file:///folder`` (made with mode 0700, files 0600), ``memory://name`` or any fsspec location.
+        quota_bytes: bytes that may be stored; each blob counts :data:`OVERHEAD_BYTES` more than its size.
+        ttl_seconds: lifetime of a blob after its latest upload.
+        scratch_dir: local folder for copies of remote blobs; None is the system's temporary folder.
+        clock: seconds since 1970.
+        storage_options: for the fsspec file system, such as credentials.
+
+    Raises:
+        InvalidRequestError: ``url`` names no usable location, or a number is not positive.
+        UnavailableError: the location cannot be reached.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        quota_bytes: int,
+        ttl_seconds: float,
+        scratch_dir: Path | None = None,
+        clock: Callable[[], float] = time.time,
+        storage_options: dict[str, Any] | None = None,
+    ) -> None:
+        if quota_bytes <= 0 or ttl_seconds <= 0:
+            raise InvalidRequestError(f"quota and lifetime must be positive, got {quota_bytes} and {ttl_seconds}")
+        self._quota_bytes, self._ttl_seconds = quota_bytes, ttl_seconds
+        self._scratch_dir, self._clock = scratch_dir, clock
+        self._next_expiry = 0.0
+        with _storage_errors():
+            self._files, name = open_files(url, storage_options or {})
+        self._local = isinstance(self._files, LocalFiles)
+        self._usage: Usage = LocalUsage(self._files.root) if isinstance(self._files, LocalFiles) else ListedUsage(name)
+
+    def put(self, stream: BinaryIO, *, filename: str) -> StoredBlob:
+        """Store what ``stream`` gives from its present position; bytes that are there already are kept.
+
+        Raises:
+            StorageFullError: the quota would be exceeded, even without what has expired.
+            UnavailableError: the storage failed.
+        """
+        incoming = f"{_INCOMING}/{int(self._clock())}-{uuid.uuid4().hex}"
+        with _storage_errors():
+            try:
+                digest, size_bytes = self._receive(stream, incoming)
+                with self._usage.lock():
+                    return self._commit(incoming, digest, size_bytes, shown_name(filename))
+            finally:
+                self._files.remove(incoming)
+
+    def stat(self, digest: str) -> StoredBlob:
+        """What is known of a blob.
+
+        Raises:
+            VideoNotFoundError: there is none with this digest (any more).
+            UnavailableError: the storage failed.
+        """
+        with _storage_errors():
+            blob = self._read_sidecar(_path(digest))
+        if blob is None or blob.expires_at <= self._clock():
+            raise VideoNotFoundError(f"there is no file {file_id(digest)}; it was deleted, has expired or never was")
+        return blob
+
+    @contextlib.contextmanager
+    def open_local(self, digest: str) -> Iterator[BinaryIO]:
+        """The blob as a local, seekable file to read from, which stays readable if the blob is deleted meanwhile.
+
+        In a local folder this is the file itself; from elsewhere it is a temporary copy, checked against the
+        digest.
+
+        Raises:
+            VideoNotFoundError: there is none with this digest (any more), or what is stored is damaged.
+            UnavailableError: the storage failed.
+        """
+        blob = self.stat(digest)
+        with contextlib.ExitStack() as resources:
+            with _storage_errors():
+                file = self._open(blob, resources)
+            if file is None:
+                logger.error("blob %s is missing or is not what was stored", digest)
+                raise VideoNotFoundError(f"the stored copy of {file_id(digest)} is damaged; upload it again")
+            file.seek(0)
+            yield file
+
+    def delete(self, digest: str) -> bool:
+        """Remove a blob; False if there was none, or only an expired one.
+
+        Raises:
+            VideoNotFoundError: ``digest`` is not a digest.
+            UnavailableError: the storage failed.
+        """
+        path = _path(digest)
+        with _storage_errors(), self._usage.lock():
+            blob = self._read_sidecar(path)
+            self._drop(path)
+        return blob is not None and blob.expires_at > self._clock()
+
+    def sweep(self) -> list[str]:
+        """Remove expired blobs and what dead processes left half-written, and count what remains.
+
+        Returns:
+            The digests of the blobs that expired.
+
+        Raises:
+            UnavailableError: the storage failed.
+        """
+        with _storage_errors(), self._usage.lock():
+            return self._sweep()
+
+    def used_bytes(self) -> int:
+        """Bytes counted against the quota."""
+        with _storage_errors(), self._usage.lock():
+            return self._usage.read_bytes(self._recount)
+
+    def _receive(self, stream: BinaryIO, incoming: str) -> tuple[str, int]:
+        """Copy the stream; its digest and length."""
+        digest, size_bytes = hashlib.sha256(), 0
+        with self._files.create(incoming) as target:
+            while chunk := stream.read(CHUNK_BYTES):
+                digest.update(chunk)
+                size_bytes += len(chunk)
+                if size_bytes + OVERHEAD_BYTES > self._quota_bytes:
+                    raise self._full(size_bytes)
+                target.write(chunk)
+        return digest.hexdigest(), size_bytes
+
+    def _commit(self, incoming: str, digest: str, size_bytes: int, filename: str) -> StoredBlob:
+        """Move a received file into place, or renew the blob that has the same content. Under the lock."""
+        path, now = _path(digest), self._clock()
+        expires_at = math.ceil(now + self._ttl_seconds)
+        known = self._read_sidecar(path)
+        if known is not None and self._files.size_bytes(path) == size_bytes:
+            blob = replace(known, expires_at=max(expires_at, known.expires_at))
+        else:
+            self._drop(path)  # a damaged copy, or one whose process died before the sidecar was written
+            self._make_room(size_bytes)
+            self._files.replace(incoming, path)
+            blob = StoredBlob(digest, size_bytes, int(now), expires_at, filename)
+        self._write_sidecar(path, blob)
+        return blob
+
+    def _make_room(self, size_bytes: int) -> None:
+        """Count a new blob, removing expired ones if it does not fit otherwise. Under the lock.
+
+        It is counted before it is there: a process that dies in between leaves the count too high, never
+        too low, until the next sweep.
+        """
+        needed_bytes = size_bytes + OVERHEAD_BYTES
+        used_bytes = self._usage.read_bytes(self._recount)
+        if used_bytes + needed_bytes > self._quota_bytes and self._clock() >= self._next_expiry:
+            self._sweep()
+            used_bytes = self._usage.read_bytes(self._recount)
+        if used_bytes + needed_bytes > self._quota_bytes:
+            raise self._full(size_bytes, used_bytes)
+        self._usage.set_bytes(used_bytes + needed_bytes)
+
+    def _drop(self, path: str) -> None:
+        """Remove a blob's files, the sidecar first, and uncount it. Under the lock."""
+        used_bytes = self._usage.read_bytes(self._recount)
+        self._files.remove(path + _SIDECAR_SUFFIX)
+        size_bytes = self._files.remove(path)
+        if size_bytes is not None:
+            self._usage.set_bytes(max(0, used_bytes - size_bytes - OVERHEAD_BYTES))
+
+    def _sweep(self) -> list[str]:
+        now, expired, used_bytes = self._clock(), [], 0
+        self._next_expiry = now + self._ttl_seconds  # nothing stored from now on can expire earlier
+        for path in self._strays():
+            self._files.remove(path)
+        for path, size_bytes in self._objects():
+            blob = self._read_sidecar(path)
+            if blob is None and not self._abandoned(path):
+                used_bytes += size_bytes + OVERHEAD_BYTES
+            elif blob is None or blob.expires_at <= now:
+                self._files.remove(path + _SIDECAR_SUFFIX)
+                self._files.remove(path)
+                if blob is not None:
+                    expired.append(blob.digest)
+            else:
+                used_bytes += size_bytes + OVERHEAD_BYTES
+                self._next_expiry = min(self._next_expiry, blob.expires_at)
+        for path, _ in list(self._files.listing(_INCOMING)):
+            started_at = path.rpartition("/")[2].partition("-")[0]
+            if started_at.isdigit() and now - int(started_at) > ABANDONED_SECONDS:
+                self._files.remove(path)
+        self._usage.set_bytes(used_bytes)
+        if expired:
+            logger.info("%d blobs have expired and were removed", len(expired))
+        return expired
+
+    def _abandoned(self, path: str) -> bool:
+        """Whether bytes without a sidecar are remains; if not, another machine is just storing them."""
+        if self._local:
+            return True  # the lock is held, so nobody is between the two
+        try:
+            return self._clock() - self._files.modified_at(path) > ABANDONED_SECONDS
+        except FileNotFoundError:
+            return False
+
+    def _objects(self) -> list[tuple[str, int]]:
+        return [item for item in self._files.listing(_OBJECTS) if DIGEST.fullmatch(item[0].rpartition("/")[2])]
+
+    def _strays(self) -> list[str]:
+        """Sidecars without a blob, and what else a process that died while writing one has left."""
+        paths = {path for path, _ in self._files.listing(_OBJECTS)}
+        blobs = {path for path in paths if DIGEST.fullmatch(path.rpartition("/")[2])}
+        return sorted(paths - blobs - {path + _SIDECAR_SUFFIX for path in blobs})
+
+    def _recount(self) -> int:
+        return sum(size_bytes + OVERHEAD_BYTES for _, size_bytes in self._objects())
+
+    def _full(self, size_bytes: int, used_bytes: int | None = None) -> StorageFullError:
+        used = "" if used_bytes is None else f", of which {used_bytes} are in use by files that have not expired"
+        return StorageFullError(
+            f"no room for {size_bytes} bytes: the store holds at most {self._quota_bytes}{used}; delete files or wait"
+        )
+
+    def _open(self, blob: StoredBlob, resources: contextlib.ExitStack) -> BinaryIO | None:
+        """The blob as a local file, or None if what is stored is not what it should be."""
+        try:
+            source = resources.enter_context(self._files.open(_path(blob.digest)))
+        except FileNotFoundError:
+            return None
+        if self._local:
+            return source if source.seek(0, os.SEEK_END) == blob.size_bytes else None
+        copy: BinaryIO = resources.enter_context(tempfile.TemporaryFile(dir=self._scratch_dir))  # noqa: SIM115 (it does)
+        digest, size_bytes = hashlib.sha256(), 0
+        while chunk := source.read(min(CHUNK_BYTES, blob.size_bytes - size_bytes + 1)):
+            digest.update(chunk)
+            size_bytes += len(chunk)
+            if size_bytes > blob.size_bytes:
+                return None
+            copy.write(chunk)
+        return copy if digest.hexdigest() == blob.digest else None
+
+    def _read_sidecar(self, path: str) -> StoredBlob | None:
+        try:
+            data = self._files.read(path + _SIDECAR_SUFFIX, _MAX_SIDECAR_BYTES)
+            return StoredBlob.from_json(data, digest=path.rpartition("/")[2])
+        except FileNotFoundError:
+            return None
+        except ValueError as exc:
+            logger.warning("the description of a blob is damaged, so it counts as missing: %s: %s", path, exc)
+            return None
+
+    def _write_sidecar(self, path: str, blob: StoredBlob) -> None:
+        self._files.write(path + _SIDECAR_SUFFIX, json.dumps(asdict(blob)).encode())
+
+
+def _path(digest: str) -> str:
+    if not DIGEST.fullmatch(digest):
+        raise VideoNotFoundError(f"there is no file with the digest {digest[:80]!r}")
+    return f"{_OBJECTS}/{digest[:2]}/{digest}"
+
+
+@contextlib.contextmanager
+def _storage_errors() -> Iterator[None]:
+    """Turn errors of the file system into errors of this package, without its paths in the message."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError("the disk under the blob store is full; delete files or wait") from exc
+        logger.exception("the blob store failed")
+        raise UnavailableError(f"the blob store failed ({type(exc).__name__}); try again") from exc

@@ -1,0 +1,115 @@
+"""The Generator stage: projector and language model, answering many questions at once."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import torch
+
+from fastervlm_video.cache import decode_tokens
+from fastervlm_video.errors import FingerprintMismatchError, UnavailableError
+from fastervlm_video.language import BatchEngine, Finished, GenerationRequest, TextDelta, stream
+from fastervlm_video.plan import ModelFacts
+from fastervlm_video.vision import VisualTokens
+from services.settings import Settings
+from services.stages import AnswerDone, AnswerOrder, AnswerText, EncodedVideo, StageEvent, TokensMissing, TokensReady
+from services.stores import open_service_cache
+
+__all__ = ["Generator"]
+
+logger = logging.getLogger(__name__)
+
+
+def _done(event: Finished) -> AnswerDone:
+    return AnswerDone(
+        finish_reason=event.finish_reason,
+        prompt_tokens=event.usage.prompt_tokens,
+        completion_tokens=event.usage.completion_tokens,
+        cached_tokens=event.usage.cached_tokens,
+        seconds={"first_token": event.timings.ttft_seconds, "generate": event.timings.total_seconds},
+    )
+
+
+class Generator:
+    """Runs the language half of the checkpoint.
+
+    Args:
+        settings: model, device, batching and cache.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        torch.set_num_threads(settings.generator.threads())
+        self._facts = ModelFacts.open(settings.model, revision=settings.revision)
+        half = self._facts.checkpoint.load_language(device=settings.device, dtype=settings.dtype)
+        self._engine = BatchEngine(
+            half,
+            self._facts.checkpoint.tokenizer,
+            max_batch_size=settings.generator_max_batch_size,
+            max_queue=settings.generator_max_queue,
+        )
+        self._cache = open_service_cache(settings)
+
+    async def generate(
+        self, order: AnswerOrder, encoded: EncodedVideo | None = None
+    ) -> AsyncGenerator[StageEvent, None]:
+        """Answer one question.
+
+        Args:
+            order: question, budget and sampling.
+            encoded: the tokens if they come straight from the Encoder; None takes them from the cache.
+
+        Yields:
+            :class:`TokensMissing` alone if the cache does not have them (any more); otherwise
+            :class:`TokensReady`, any number of :class:`AnswerText`, and :class:`AnswerDone`.
+
+        Raises:
+            FingerprintMismatchError: the asker means another tower than this replica's projector.
+            OverloadedError: the engine's queue is full.
+        """
+        if order.fingerprint != self._facts.fingerprint:
+            raise FingerprintMismatchError(
+                f"this generator's projector belongs to the tower {self._facts.fingerprint[:12]}, "
+                f"not {order.fingerprint[:12]}; an upgrade may be under way, try again"
+            )
+        tokens = await asyncio.to_thread(self._tokens, order, encoded)
+        if tokens is None:
+            yield TokensMissing()
+            return
+        prompt = self._facts.prompt(order.question, tokens.tokens_kept, order.sampling)
+        yield TokensReady(
+            pts_seconds=tokens.pts_seconds,
+            method=tokens.method,
+            tokens_per_frame=tokens.counts,
+            tokens_full=tokens.tokens_full,
+            tokens_kept=tokens.tokens_kept,
+            seconds=encoded.seconds if encoded else {},
+        )
+        request = GenerationRequest(
+            request_id=order.request_id,
+            prompt=prompt,
+            visual=tokens.sequence(),
+            sampling=order.sampling,
+            cache_identity=f"{order.key.video}/{order.key.variant}/{order.tokens_per_frame}",
+        )
+        async with aclosing(stream(self._engine, request)) as events:
+            async for event in events:
+                yield AnswerText(event.text) if isinstance(event, TextDelta) else _done(event)
+
+    def _tokens(self, order: AnswerOrder, encoded: EncodedVideo | None) -> VisualTokens | None:
+        if encoded is None:
+            return self._cache.lookup(order.key, order.tokens_per_frame, order.fingerprint)
+        return decode_tokens(encoded.blob, expect_fingerprint=order.fingerprint).select(order.tokens_per_frame)
+
+    def check_health(self) -> None:
+        """Called by Serve now and then; an error makes it replace this replica.
+
+        Raises:
+            UnavailableError: the engine has died.
+        """
+        if not self._engine.healthy:
+            raise UnavailableError("the language model engine has died")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.close()

@@ -1,0 +1,155 @@
+"""Requests and responses of the HTTP API, as pydantic models. The OpenAPI page is made of them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+__all__ = [
+    "ASK_EXAMPLES",
+    "AskRequest",
+    "AskResponse",
+    "DeletedFile",
+    "FileObject",
+    "Health",
+    "ModelList",
+    "ModelObject",
+    "Readiness",
+    "Usage",
+    "VideoBlock",
+]
+
+_FILE_ID_EXAMPLE = "file-9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+
+class AskRequest(BaseModel):
+    """A question about one video. Give ``file_id`` or ``video_url``, or upload the video with the question."""
+
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+    question: Annotated[str, StringConstraints(min_length=1)] = Field(description="What to ask about the video.")
+    file_id: str | None = Field(default=None, description="Id of an uploaded file.", examples=[_FILE_ID_EXAMPLE])
+    video_url: str | None = Field(
+        default=None, description="http(s) address of a video; only hosts on the server's allow-list."
+    )
+    num_frames: int | None = Field(default=None, ge=1, description="Frames to look at, evenly spread in time.")
+    method: str | None = Field(default=None, description="Pruning method, see `methods` in /v1/models.")
+    keep_ratio: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of each frame's visual tokens to keep; the default is the server's.",
+    )
+    keep_tokens: int | None = Field(
+        default=None, ge=1, description="Visual tokens to keep per frame, instead of a ratio."
+    )
+    keep_cls: bool = Field(default=False, description="Keep each frame's [CLS] token as well.")
+    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer, in tokens.")
+    temperature: float = Field(default=0.0, ge=0, le=2, description="0 is greedy; higher is more random.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus sampling.")
+    seed: int | None = Field(default=None, ge=0, description="Makes sampling repeatable.")
+    stream: bool = Field(default=False, description="Answer as server-sent events.")
+
+
+ASK_EXAMPLES: dict[str, Any] = {
+    "uploaded": {
+        "summary": "About an uploaded file",
+        "value": {"file_id": _FILE_ID_EXAMPLE, "question": "What color is the square?", "keep_ratio": 0.1},
+    },
+    "streamed": {
+        "summary": "Streamed, 26 tokens per frame",
+        "value": {"file_id": _FILE_ID_EXAMPLE, "question": "What happens?", "keep_tokens": 26, "stream": True},
+    },
+}
+
+
+class Usage(BaseModel):
+    """Token counts of one answer."""
+
+    prompt_tokens: int = Field(description="Positions of the prompt, visual tokens included.")
+    completion_tokens: int = Field(description="Tokens generated.")
+    total_tokens: int = Field(description="Both together.")
+
+
+class VideoBlock(BaseModel):
+    """What was done with the video."""
+
+    file_id: str = Field(description="Id under which the video can be asked about again.")
+    frames: int = Field(description="Frames looked at.")
+    frame_seconds: list[float] = Field(description="When each of them is shown, from the video's start.")
+    method: str = Field(description="Pruning method.")
+    tokens_full: int = Field(description="Visual tokens without pruning.")
+    tokens_kept: int = Field(description="Visual tokens that the language model saw.")
+    tokens_per_frame: list[int] = Field(description="Kept patches in each frame.")
+    cache: Literal["hit", "miss"] = Field(description="Whether the kept tokens were in the cache.")
+    seconds: dict[str, float] = Field(
+        description="Time by stage: `fetch` (upload or download), `decode`, `encode`, `first_token` (from the "
+        "language stage's start), `generate`, and `total`. A cache hit has no `decode` and no `encode`."
+    )
+
+
+class AskResponse(BaseModel):
+    """An answer, and how it came about."""
+
+    id: str = Field(description="Id of this answer; also in the `x-request-id` header.")
+    object: Literal["video.answer"] = "video.answer"
+    created: int = Field(description="Seconds since 1970.")
+    model: str = Field(description="The model that answered.")
+    answer: str = Field(description="The text.")
+    finish_reason: Literal["stop", "length"] = Field(description="`length` if `max_tokens` cut the answer.")
+    usage: Usage
+    video: VideoBlock
+
+
+class FileObject(BaseModel):
+    """A stored file."""
+
+    id: str = Field(description="`file-` and the SHA-256 of the content.", examples=[_FILE_ID_EXAMPLE])
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int = Field(description="Seconds since 1970.")
+    expires_at: int = Field(description="Seconds since 1970; uploading again renews it.")
+    filename: str
+
+
+class DeletedFile(BaseModel):
+    """What became of a file."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool = Field(description="False if there was no such file.")
+
+
+class ModelObject(BaseModel):
+    """A served model, with what it means for tokens."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    trained: bool = Field(description="False for the random mini model: its answers say nothing.")
+    context_length: int
+    patches_per_frame: int
+    methods: list[str]
+    default_method: str
+    default_keep_ratio: float
+    default_num_frames: int
+
+
+class ModelList(BaseModel):
+    """The served models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+
+
+class Health(BaseModel):
+    """The process is alive."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Whether every stage can serve."""
+
+    status: Literal["ready", "not_ready"]
+    stages: dict[str, str] = Field(description="State of each stage.")

@@ -1,0 +1,330 @@
+"""The service's settings, and the only code that reads the environment.
+
+Every setting is an environment variable with the prefix ``FASTERVLM_``; those of one stage have the stage's
+name in front: ``FASTERVLM_ENCODER__MAX_REPLICAS=4``. :func:`settings_table` lists them all.
+"""
+
+import ipaddress
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from fastervlm_video.config import DEFAULT_KEEP_RATIO, DEFAULT_NUM_FRAMES, MediaLimits, SamplingParams
+from fastervlm_video.errors import InvalidRequestError
+from services.url_policy import UrlPolicy, parse_host_rule
+
+__all__ = ["STAGES", "Settings", "StageName", "StageSettings", "load_settings", "settings_table"]
+
+ENV_PREFIX = "FASTERVLM_"
+_NESTED = "__"
+_LIMITS = MediaLimits()
+_GIB = 1024**3
+
+StageName = Literal["api", "decoder", "encoder", "generator"]
+STAGES: tuple[StageName, ...] = ("api", "decoder", "encoder", "generator")
+
+
+def _split(value: object) -> object:
+    """``a, b`` or ``["a", "b"]`` from the environment."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def _host_rules(value: tuple[str, ...]) -> tuple[str, ...]:
+    for text in value:
+        parse_host_rule(text)
+    return value
+
+
+def _networks(value: object) -> object:
+    """Networks parsed here, for one plain message instead of pydantic's two about either version of IP."""
+    items = _split(value)
+    if isinstance(items, list):
+        return tuple(ipaddress.ip_network(item) if isinstance(item, str) else item for item in items)
+    return items
+
+
+HostList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_rules)]
+NetworkList = Annotated[
+    tuple[InstanceOf[IPv4Network] | InstanceOf[IPv6Network], ...], NoDecode, BeforeValidator(_networks)
+]
+
+
+class StageSettings(BaseModel):
+    """How one stage is deployed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_replicas: int = Field(default=1, ge=0, description="Fewest replicas; 0 lets an idle stage stop.")
+    max_replicas: int = Field(default=1, ge=1, description="Most replicas.")
+    max_ongoing_requests: int = Field(default=16, ge=1, description="Requests one replica works on at a time.")
+    num_cpus: float = Field(default=0.2, ge=0, description="CPU cores reserved per replica (may be a fraction).")
+    num_gpus: float | None = Field(
+        default=None,
+        ge=0,
+        description="GPUs reserved per replica (may be a fraction); unset: the encoder and the generator share what "
+        "there is, the others take none.",
+    )
+    threads_per_replica: int | None = Field(
+        default=None,
+        ge=1,
+        description="Compute threads per replica; unset: whole reserved cores, else half the machine's.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas={self.min_replicas} is more than max_replicas={self.max_replicas}")
+        return self
+
+    def threads(self) -> int:
+        """Compute threads of a replica on the machine this is called on."""
+        if self.threads_per_replica is not None:
+            return self.threads_per_replica
+        return int(self.num_cpus) if self.num_cpus >= 1 else max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def _default_runtime_dir() -> Path:
+    return Path(tempfile.gettempdir()) / f"fastervlm-video-{os.getuid()}"
+
+
+class Settings(BaseSettings):
+    """All settings. The defaults suit one laptop; :func:`load_settings` gives the clearest errors."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=_NESTED,
+        nested_model_default_partial_update=True,
+        env_ignore_empty=True,
+        populate_by_name=True,
+        frozen=True,
+        extra="ignore",
+    )
+
+    model: str = Field(default="mini", min_length=1, description="`mini`, a checkpoint's folder, or a Hugging Face id.")
+    revision: str | None = Field(default=None, description="Revision of a Hugging Face id.")
+    device: str = Field(default="auto", min_length=1, description="`auto`, `cpu`, `cuda` or `cuda:N`.")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto",
+        description="Precision of the weights; `auto` is float32 on a CPU and the checkpoint's on a GPU.",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="Least severe log level."
+    )
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on.")
+    runtime_dir: Path = Field(
+        default_factory=_default_runtime_dir,
+        description="Private folder for sockets, temporary files and the default blob store; "
+        "unset: `fastervlm-video-<uid>` in the system's temporary folder.",
+    )
+
+    redis_url: str | None = Field(
+        default=None,
+        repr=False,
+        validation_alias=AliasChoices(f"{ENV_PREFIX}REDIS_URL", "REDIS_URL"),
+        description="`redis://`, `rediss://` or `unix://` URL; `REDIS_URL` is read too. Unset: a Redis of our own.",
+    )
+    cache_ttl_seconds: float = Field(default=24 * 3600.0, gt=0, description="Lifetime of cached tokens.")
+    cache_max_memory_bytes: int = Field(default=_GIB // 2, ge=1024**2, description="Memory of the Redis of our own.")
+    tenant_salt: SecretStr = Field(
+        default=SecretStr(""), description="Mixed into cache keys, so that tenants sharing a Redis share no entries."
+    )
+
+    blob_url: str | None = Field(
+        default=None,
+        description="fsspec location of uploads, such as `s3://bucket/path`; unset: a folder in `runtime_dir`.",
+    )
+    blob_quota_bytes: int = Field(default=10 * _GIB, ge=1, description="Bytes of uploads kept.")
+    blob_ttl_seconds: float = Field(default=24 * 3600.0, gt=0, description="Lifetime of an upload.")
+
+    default_keep_ratio: float = Field(
+        default=DEFAULT_KEEP_RATIO, gt=0, le=1, description="Share of visual tokens kept if a request does not say."
+    )
+    min_keep_ratio: float = Field(default=0.01, gt=0, le=1, description="Smallest share a request may ask for.")
+    default_num_frames: int = Field(default=DEFAULT_NUM_FRAMES, ge=1, description="Frames looked at, by default.")
+    max_num_frames: int = Field(default=_LIMITS.max_num_frames, ge=1, description="Most frames a request may ask for.")
+    max_question_chars: int = Field(default=4000, ge=1, description="Longest question.")
+    default_answer_tokens: int = Field(
+        default=SamplingParams().max_tokens, ge=1, description="Longest answer, by default."
+    )
+    max_answer_tokens: int = Field(default=1024, ge=1, description="Longest answer a request may ask for.")
+
+    max_upload_bytes: int = Field(default=_LIMITS.max_bytes, ge=1, description="Largest video, uploaded or fetched.")
+    max_duration_seconds: float = Field(default=_LIMITS.max_duration_seconds, gt=0, description="Longest video.")
+    max_pixels_per_frame: int = Field(
+        default=_LIMITS.max_pixels_per_frame, ge=1, description="Largest frame, width times height."
+    )
+    decode_timeout_seconds: float = Field(default=_LIMITS.timeout_seconds, gt=0, description="Time limit of a decode.")
+    decode_memory_bytes: int = Field(
+        default=_LIMITS.memory_bytes, ge=64 * 1024**2, description="Address space of the process that decodes."
+    )
+    upload_timeout_seconds: float = Field(default=300.0, gt=0, description="Time limit for receiving a video.")
+    request_timeout_seconds: float = Field(
+        default=120.0, gt=0, description="Time limit for an answer, once the video is there."
+    )
+
+    max_in_flight_requests: int = Field(
+        default=64, ge=1, description="Requests one Api replica has under way; more are answered 429."
+    )
+    max_batch_frames: int = Field(default=32, ge=1, description="Frames encoded in one forward pass.")
+    encode_batch_wait_seconds: float = Field(
+        default=0.005, ge=0, le=1, description="How long the encoder waits for more frames to join a pass."
+    )
+    generator_max_batch_size: int = Field(default=8, ge=1, description="Answers generated side by side.")
+    generator_max_queue: int = Field(default=64, ge=0, description="Requests waiting for a place in that batch.")
+
+    video_url_allowed_hosts: HostList = Field(
+        default=(),
+        description="Hosts a `video_url` may name: `host`, `*.example.com`, each with `:port` if it is not the "
+        "scheme's own; separated by commas. Empty: `video_url` is off.",
+    )
+    video_url_allowed_networks: NetworkList = Field(
+        default=(), description="Networks such as `10.1.0.0/16` that a `video_url` may reach although not public."
+    )
+    video_url_max_redirects: int = Field(default=3, ge=0, le=20, description="Redirects followed, each one checked.")
+
+    api: StageSettings = StageSettings(max_replicas=2, max_ongoing_requests=128, num_cpus=0.1)
+    decoder: StageSettings = StageSettings(max_replicas=2, max_ongoing_requests=2)
+    encoder: StageSettings = StageSettings(max_ongoing_requests=32)
+    generator: StageSettings = StageSettings(max_ongoing_requests=72)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _ordered(self, "min_keep_ratio", "default_keep_ratio")
+        _ordered(self, "default_num_frames", "max_num_frames")
+        _ordered(self, "default_answer_tokens", "max_answer_tokens")
+        _ordered(self, "decode_timeout_seconds", "request_timeout_seconds")
+        _ordered(self, "max_upload_bytes", "blob_quota_bytes")
+        return self
+
+    def stage(self, name: StageName) -> StageSettings:
+        """One stage's settings by its name."""
+        found: StageSettings = getattr(self, name)
+        return found
+
+    def media_limits(self) -> MediaLimits:
+        """The bounds for decoding."""
+        return MediaLimits(
+            max_bytes=self.max_upload_bytes,
+            max_duration_seconds=self.max_duration_seconds,
+            max_pixels_per_frame=self.max_pixels_per_frame,
+            max_num_frames=self.max_num_frames,
+            timeout_seconds=self.decode_timeout_seconds,
+            memory_bytes=self.decode_memory_bytes,
+        )
+
+    def url_policy(self) -> UrlPolicy:
+        """What ``video_url`` may name."""
+        return UrlPolicy(
+            allowed_hosts=tuple(parse_host_rule(text) for text in self.video_url_allowed_hosts),
+            allowed_networks=self.video_url_allowed_networks,
+            max_redirects=self.video_url_max_redirects,
+        )
+
+    def blob_location(self) -> str:
+        """``blob_url``, or the default folder as a URL."""
+        return self.blob_url or (self.runtime_dir.absolute() / "blobs").as_uri()
+
+    def prepare_runtime_dir(self) -> Path:
+        """Make ``runtime_dir`` with mode 0700, or check that it is ours alone: its default place is shared.
+
+        Raises:
+            InvalidRequestError: it is a link, another user's, or open to others.
+        """
+        folder = self.runtime_dir.absolute()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise InvalidRequestError(
+                f"{folder} must be a folder of the user {os.getuid()} with mode 0700, but is of user {found.st_uid} "
+                f"with mode {stat.filemode(found.st_mode)}; set {ENV_PREFIX}RUNTIME_DIR to another place"
+            )
+        return folder
+
+
+def _ordered(settings: Settings, smaller: str, larger: str) -> None:
+    low, high = getattr(settings, smaller), getattr(settings, larger)
+    if low > high:
+        raise ValueError(f"{smaller}={low} is more than {larger}={high}")
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings from the environment, with ``overrides`` (field names) on top.
+
+    Raises:
+        InvalidRequestError: one is out of range, unreadable, or two contradict each other; the message names
+            the environment variables.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as exc:
+        raise InvalidRequestError("bad settings: " + "; ".join(map(_describe, exc.errors()))) from exc
+    except ValueError as exc:  # pydantic-settings could not read a structured value as JSON
+        raise InvalidRequestError(f"bad settings: {exc}") from exc
+
+
+def _variable(location: Iterable[int | str]) -> str:
+    name = _NESTED.join(part for part in location if isinstance(part, str)).upper()
+    return ENV_PREFIX + name.removeprefix(ENV_PREFIX)  # an alias has the prefix already
+
+
+def _describe(problem: Any) -> str:
+    """One of pydantic's problems; secrets are not repeated."""
+    location = tuple(problem["loc"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not location:
+        return message
+    name = _variable(location)
+    secret = name.endswith(("REDIS_URL", "TENANT_SALT"))
+    got = "" if secret or isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
+    return f"{name}: {message}{got}"
+
+
+def settings_table() -> str:
+    """All settings as a Markdown table: variable, default, description; a row for each."""
+    rows = ["| variable | default | what it is |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.default, StageSettings):
+            for inner_name, inner in StageSettings.model_fields.items():
+                rows.append(_row((name, inner_name), getattr(field.default, inner_name), inner))
+        else:
+            rows.append(_row((name,), field.default if field.default_factory is None else None, field))
+    return "\n".join(rows) + "\n"
+
+
+def _row(location: tuple[str, ...], default: object, field: FieldInfo) -> str:
+    if isinstance(default, SecretStr):
+        default = default.get_secret_value()
+    shown = (
+        ""
+        if default is None or default in ("", ())
+        else f"`{default:g}`"
+        if isinstance(default, float)
+        else f"`{default}`"
+    )
+    return f"| `{_variable(location)}` | {shown} | {field.description} |"

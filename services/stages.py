@@ -1,0 +1,161 @@
+"""What the stages say to each other: small frozen messages, one way round.
+
+::
+
+    Api ── DecodeOrder ──▶ Decoder ── DecodedVideo ──▶ Encoder ── EncodedVideo ──▶ Generator ── StageEvent… ──▶ Api
+                                                          ▲ EncodeOrder               ▲ AnswerOrder
+
+``DecodedVideo`` and ``EncodedVideo`` travel by reference through Ray's object store, past the Api.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fastervlm_video.cache import CacheKey
+from fastervlm_video.config import FrameResize, FrameSampling, PruneSpec, SamplingParams
+from fastervlm_video.media import FrameBatch
+
+__all__ = [
+    "AnswerDone",
+    "AnswerOrder",
+    "AnswerText",
+    "DecodeOrder",
+    "DecodedVideo",
+    "EncodeOrder",
+    "EncodedVideo",
+    "StageEvent",
+    "TokensMissing",
+    "TokensReady",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeOrder:
+    """To the Decoder: which stored video, which moments, which frame size.
+
+    Attributes:
+        digest: SHA-256 of the stored video.
+        sampling: which frames.
+        resize: the model's resize and crop, done while decoding so that memory stays bounded.
+    """
+
+    digest: str
+    sampling: FrameSampling
+    resize: FrameResize
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedVideo:
+    """From the Decoder to the Encoder.
+
+    Attributes:
+        frames: the sampled frames at the model's size.
+        seconds: time spent, by stage.
+    """
+
+    frames: FrameBatch
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOrder:
+    """To the Encoder: how to prune, and where in the cache the result belongs.
+
+    Attributes:
+        key: cache key of the result.
+        prune: method and budget.
+        fingerprint: the tower that the asker means; another one is refused.
+    """
+
+    key: CacheKey
+    prune: PruneSpec
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedVideo:
+    """From the Encoder to the Generator: exactly the bytes that are in the cache.
+
+    Attributes:
+        blob: tokens as the codec wrote them.
+        seconds: time spent, by stage, decoding included.
+    """
+
+    blob: bytes = field(repr=False)
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOrder:
+    """To the Generator: one question about one token set.
+
+    Attributes:
+        request_id: unique among requests in flight.
+        question: the user's text.
+        key: where the tokens are cached.
+        tokens_per_frame: the budget; a larger entry is cut to it.
+        fingerprint: the tower that the asker means.
+        sampling: how to decode the answer.
+    """
+
+    request_id: str
+    question: str
+    key: CacheKey
+    tokens_per_frame: int
+    fingerprint: str
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class TokensMissing:
+    """From the Generator: the cache holds too little for this order (any more); nothing was generated."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokensReady:
+    """From the Generator, first: which tokens the answer will be based on.
+
+    Attributes:
+        pts_seconds: presentation time of each frame.
+        method: the pruning method.
+        tokens_per_frame: tokens kept in each frame.
+        tokens_full: visual tokens before pruning.
+        tokens_kept: visual tokens after pruning.
+        seconds: time spent by stage before the Generator, if anything was.
+    """
+
+    pts_seconds: tuple[float, ...]
+    method: str
+    tokens_per_frame: tuple[int, ...]
+    tokens_full: int
+    tokens_kept: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerText:
+    """From the Generator: the answer's next piece."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDone:
+    """From the Generator, last.
+
+    Attributes:
+        finish_reason: ``stop`` at an end-of-sequence token, ``length`` at the token limit.
+        prompt_tokens: positions of the prompt, visual tokens included.
+        completion_tokens: tokens generated.
+        cached_tokens: prompt positions whose keys and values were reused.
+        seconds: time spent by the Generator: to the first token, and in all.
+    """
+
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    seconds: dict[str, float]
+
+
+StageEvent = TokensMissing | TokensReady | AnswerText | AnswerDone

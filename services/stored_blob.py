@@ -1,0 +1,73 @@
+"""What is known of a stored file, and how files are named outside."""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+
+from fastervlm_video.errors import VideoNotFoundError
+
+__all__ = ["DIGEST", "StoredBlob", "file_id", "parse_file_id", "shown_name"]
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+"""A SHA-256 as it may stand in a path; match it with ``fullmatch``."""
+
+_FILE_ID_PREFIX = "file-"
+_MAX_FILENAME_CHARS = 255
+
+
+def file_id(digest: str) -> str:
+    """The public id of a blob: ``file-`` and its SHA-256."""
+    return f"{_FILE_ID_PREFIX}{digest}"
+
+
+def parse_file_id(text: str) -> str:
+    """The digest in a public id.
+
+    Raises:
+        VideoNotFoundError: it is not an id that this service gives out.
+    """
+    digest = text.removeprefix(_FILE_ID_PREFIX)
+    if not text.startswith(_FILE_ID_PREFIX) or not DIGEST.fullmatch(digest):
+        raise VideoNotFoundError(f"no file has the id {text[:80]!r}; ids look like file-<64 hexadecimal digits>")
+    return digest
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """What is known of a stored file.
+
+    Attributes:
+        digest: SHA-256 of the content, 64 hexadecimal digits.
+        size_bytes: its length.
+        created_at: first upload, seconds since 1970.
+        expires_at: when it may be removed, seconds since 1970.
+        filename: last part of the name it was first uploaded under; for show only.
+    """
+
+    digest: str
+    size_bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+
+    @classmethod
+    def from_json(cls, data: bytes, *, digest: str) -> "StoredBlob":
+        """Read a sidecar.
+
+        Raises:
+            ValueError: it is damaged, or describes another blob.
+        """
+        try:
+            blob = cls(**json.loads(data))
+        except TypeError as exc:
+            raise ValueError(str(exc)) from exc
+        kinds = {name: type(value) for name, value in asdict(blob).items()}
+        if kinds != cls.__annotations__ or blob.digest != digest:
+            raise ValueError(f"unexpected content: {blob}")
+        return blob
+
+
+def shown_name(filename: str) -> str:
+    """The last part of a file name, without what could confuse a terminal or a page."""
+    name = re.split(r"[/\\]", filename)[-1]
+    return "".join(c for c in name if c.isprintable())[:_MAX_FILENAME_CHARS]

@@ -1,1 +1,54 @@
 """The language stage: prompt layout, engine interface and engines."""
+
+from fastervlm_video.language.batch_engine import BatchEngine
+from fastervlm_video.language.consume import GenerationResult, generate, iter_events, stream
+from fastervlm_video.language.engine import (
+    CancelHandle,
+    Engine,
+    EngineTimings,
+    Event,
+    EventCallback,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    TextDelta,
+    Usage,
+    check_request,
+)
+from fastervlm_video.language.prompt import (
+    VICUNA_CHAT_TEMPLATE,
+    VIDEO_TOKEN,
+    Message,
+    Prompt,
+    PromptBuilder,
+    check_context,
+)
+from fastervlm_video.language.sampling import sample_tokens
+
+__all__ = [
+    "VICUNA_CHAT_TEMPLATE",
+    "VIDEO_TOKEN",
+    "BatchEngine",
+    "CancelHandle",
+    "Engine",
+    "EngineTimings",
+    "Event",
+    "EventCallback",
+    "Failed",
+    "FinishReason",
+    "Finished",
+    "GenerationRequest",
+    "GenerationResult",
+    "Message",
+    "Prompt",
+    "PromptBuilder",
+    "TextDelta",
+    "Usage",
+    "check_context",
+    "check_request",
+    "generate",
+    "iter_events",
+    "sample_tokens",
+    "stream",
+]

@@ -1,0 +1,244 @@
+"""What goes wrong inside an engine: who is told, and who must not notice."""
+
+import copy
+import logging
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from fastervlm_video.errors import FasterVLMError, InvalidRequestError, UnavailableError
+from fastervlm_video.language import BatchEngine, Event, GenerationRequest, Prompt, generate, iter_events
+from fastervlm_video.models.base import LanguageHalf
+from tests.language.kit import PATIENCE_SECONDS, Gate, Listener, wait_until
+from tests.language.toys import VISION_WIDTH, Oracle, make_half, make_request
+
+
+class FailingOnce:
+    """Makes one forward pass of a module raise: the n-th that satisfies a condition."""
+
+    def __init__(self, module: nn.Module, error: BaseException, *, prefill: bool, skip: int = 0) -> None:
+        self.error, self.prefill, self.skip = error, prefill, skip
+        self.raised = False
+        module.register_forward_pre_hook(self._hook, with_kwargs=True)
+
+    def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.raised or ("inputs_embeds" in kwargs) != self.prefill:
+            return
+        if self.skip:
+            self.skip -= 1
+            return
+        self.raised = True
+        raise self.error
+
+
+@pytest.fixture
+def endless(tokenizer: PreTrainedTokenizerFast) -> LanguageHalf:
+    """A model that never ends an answer by itself."""
+    return make_half(tokenizer, end_ids=[])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2"), torch.OutOfMemoryError("out of memory")])
+def test_a_failed_step_fails_its_batch_and_the_engine_goes_on(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast, error: Exception
+) -> None:
+    oracle = Oracle(endless)
+    gate = Gate(endless.language_model)
+    FailingOnce(endless.language_model, error, prefill=False, skip=5)
+    listeners = [Listener() for _ in range(3)]
+    with BatchEngine(endless, tokenizer) as engine:
+        for number, listener in enumerate(listeners):
+            engine.submit(make_request(endless, seed=number, max_tokens=20), listener)
+        gate.open()
+        for listener in listeners:
+            assert isinstance(listener.error, UnavailableError)
+            assert str(error) in str(listener.error)
+        assert engine.healthy
+        after = make_request(endless, seed=9)
+        assert generate(engine, after).token_ids == oracle.answer(after)
+        assert engine.running == engine.queue_depth == 0
+
+
+def test_a_failed_prefill_leaves_the_running_rows_alone(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    old, new = make_request(endless, seed=1, max_tokens=40), make_request(endless, seed=2)
+    oracle = Oracle(endless)
+    FailingOnce(endless.language_model, RuntimeError("no room"), prefill=True, skip=1)
+    old_listener, new_listener = Listener(), Listener()
+
+    def on_old(event: Event) -> None:
+        if not old_listener.events:
+            engine.submit(new, new_listener)
+        old_listener(event)
+
+    with BatchEngine(endless, tokenizer) as engine:
+        engine.submit(old, on_old)
+        assert isinstance(new_listener.error, UnavailableError)
+        assert old_listener.finished.token_ids == oracle.answer(old)
+        assert engine.healthy
+
+
+def test_a_failing_projector_fails_one_request_only(endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast) -> None:
+    requests = [make_request(endless, seed=number, num_visual=number + 1) for number in range(4)]
+    oracle = Oracle(endless)
+    expected = [oracle.answer(request) for request in requests]
+    gate = Gate(endless.language_model)
+
+    def refuse_three(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if len(args[0]) == 3:
+            raise RuntimeError("three is too many")
+
+    endless.projector.register_forward_pre_hook(refuse_three)
+    listeners = [Listener() for _ in requests]
+    with BatchEngine(endless, tokenizer) as engine:
+        for request, listener in zip(requests, listeners, strict=True):
+            engine.submit(request, listener)
+        gate.open()
+        assert "three is too many" in str(listeners[2].error)
+        for number in (0, 1, 3):
+            assert listeners[number].finished.token_ids == expected[number]
+
+
+def test_a_row_that_overflows_fails_alone(endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast) -> None:
+    requests = [make_request(endless, seed=number, max_tokens=12) for number in range(3)]
+    object.__setattr__(requests[1], "visual", torch.full((5, VISION_WIDTH), 3e38))
+    oracle = Oracle(endless)
+    gate = Gate(endless.language_model)
+    listeners = [Listener() for _ in requests]
+    with BatchEngine(endless, tokenizer) as engine:
+        for request, listener in zip(requests, listeners, strict=True):
+            engine.submit(request, listener)
+        gate.open()
+        assert "not finite" in str(listeners[1].error)
+        for number in (0, 2):
+            assert listeners[number].finished.token_ids == oracle.answer(requests[number])
+
+
+def test_a_tokenizer_that_fails_fails_one_request_only(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    requests = [make_request(endless, seed=number) for number in range(3)]
+    oracle = Oracle(endless)
+    zero, one, two = (oracle.answer(request) for request in requests)
+    poison = next(i for i in one if i not in zero + two)
+
+    class Moody(type(tokenizer)):  # type: ignore[misc]  # a dynamic base: whatever class the fixture has
+        def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+            if ids == poison:
+                raise KeyError(poison)
+            return super().convert_ids_to_tokens(ids, skip_special_tokens)
+
+    moody = copy.copy(tokenizer)
+    moody.__class__ = Moody
+    listeners = [Listener() for _ in requests]
+    with BatchEngine(endless, moody) as engine:
+        for request, listener in zip(requests, listeners, strict=True):
+            engine.submit(request, listener)
+        assert f"KeyError({poison})" in str(listeners[1].error)
+        for number in (0, 2):
+            assert listeners[number].finished.token_ids == oracle.answer(requests[number])
+
+
+def test_a_callback_that_raises_ends_its_own_request_only(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[Event] = []
+
+    def broken(event: Event) -> None:
+        calls.append(event)
+        raise RuntimeError("Event loop is closed")
+
+    other = Listener()
+    with BatchEngine(endless, tokenizer) as engine, caplog.at_level(logging.CRITICAL + 1, "fastervlm_video"):
+        engine.submit(make_request(endless, seed=1, max_tokens=30), broken)
+        engine.submit(make_request(endless, seed=2, max_tokens=30), other)
+        assert len(other.finished.token_ids) == 30
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("error", [torch.AcceleratorError("device-side assert"), SystemExit(3)])
+def test_a_broken_engine_says_so_and_leaves_nobody_waiting(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast, error: BaseException
+) -> None:
+    gate = Gate(endless.language_model)
+    FailingOnce(endless.language_model, error, prefill=False, skip=2)
+    listeners = [Listener() for _ in range(4)]
+    with BatchEngine(endless, tokenizer, max_batch_size=2) as engine:  # two of them are still waiting
+        for number, listener in enumerate(listeners):
+            engine.submit(make_request(endless, seed=number, max_tokens=20), listener)
+        gate.open()
+        for listener in listeners:
+            assert isinstance(listener.error, UnavailableError)
+        wait_until(lambda: not engine.healthy)
+        assert engine.running == engine.queue_depth == 0
+        with pytest.raises(UnavailableError, match=type(error).__name__):
+            engine.submit(make_request(endless), Listener())
+
+
+def test_closing_fails_what_is_in_the_engine(endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast) -> None:
+    gate = Gate(endless.language_model)
+    threads_before = set(threading.enumerate())
+    engine = BatchEngine(endless, tokenizer, max_batch_size=1)
+    (worker,) = set(threading.enumerate()) - threads_before
+    active, waiting = Listener(), Listener()
+    engine.submit(make_request(endless, max_tokens=50), active)
+    engine.submit(make_request(endless), waiting)
+    raised: list[FasterVLMError] = []
+
+    def consume() -> None:
+        try:
+            list(iter_events(engine, make_request(endless)))
+        except FasterVLMError as error:
+            raised.append(error)
+
+    consumer = threading.Thread(target=consume)
+    consumer.start()
+    wait_until(lambda: engine.queue_depth == 2)
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    wait_until(lambda: not engine.healthy)
+    gate.open()
+    closer.join(PATIENCE_SECONDS)
+    consumer.join(PATIENCE_SECONDS)
+    assert not worker.is_alive()
+    for error in (active.error, waiting.error, *raised):
+        assert isinstance(error, UnavailableError)
+        assert "closed" in str(error)
+    assert len(raised) == 1
+    engine.close()
+    with pytest.raises(UnavailableError, match="closed"):
+        engine.submit(make_request(endless), Listener())
+
+
+def test_an_engine_can_be_closed_from_its_own_callback(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    listener = Listener()
+    engine = BatchEngine(endless, tokenizer)
+
+    def on_event(event: Event) -> None:
+        listener(event)
+        engine.close()
+
+    engine.submit(make_request(endless, max_tokens=30), on_event)
+    assert isinstance(listener.error, UnavailableError)
+    wait_until(lambda: not engine.healthy)
+
+
+@pytest.mark.parametrize(
+    "visual",
+    [
+        torch.zeros(4, VISION_WIDTH),
+        torch.zeros(5, VISION_WIDTH, dtype=torch.int64),
+        torch.zeros(1, 5, VISION_WIDTH),
+        torch.full((5, VISION_WIDTH), float("nan")),
+        torch.full((5, VISION_WIDTH), float("inf"), dtype=torch.float16),
+    ],
+)
+def test_malformed_visual_tokens_never_reach_an_engine(endless: LanguageHalf, visual: Tensor) -> None:
+    with pytest.raises(InvalidRequestError, match="visual"):
+        GenerationRequest("x", Prompt((1,), 5, (7,)), visual, make_request(endless).sampling)

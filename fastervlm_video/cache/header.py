@@ -1,0 +1,251 @@
+"""What an entry says about itself: the JSON header of the token format, checked field by field."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from fastervlm_video.errors import InvalidRequestError, TokenFormatError
+
+__all__ = ["FORMAT_VERSION", "EntryHeader", "JsonScalar", "aligned", "dtype_name", "index_dtype", "parse_header"]
+
+FORMAT_VERSION = 1
+ALIGNMENT_BYTES = 64
+MAX_HEADER_BYTES = 1024**2
+
+JsonScalar = str | int | float | bool | None
+
+_DTYPES = MappingProxyType({"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32})
+_NAMES = MappingProxyType({dtype: name for name, dtype in _DTYPES.items()})
+_MAX_UINT16_PATCHES = 2**16
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The stored name of a feature dtype.
+
+    Raises:
+        InvalidRequestError: features cannot be stored in ``dtype``.
+    """
+    if dtype not in _NAMES:
+        raise InvalidRequestError(f"tokens are stored as one of {', '.join(_DTYPES)}, not as {dtype}")
+    return _NAMES[dtype]
+
+
+def index_dtype(patches_per_frame: int) -> torch.dtype:
+    """The narrowest stored dtype that holds every raster index of a frame."""
+    return torch.uint16 if patches_per_frame <= _MAX_UINT16_PATCHES else torch.int32
+
+
+def aligned(size: int) -> int:
+    """``size`` bytes rounded up to the next array boundary."""
+    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class EntryHeader:
+    """Everything about a stored entry but its arrays.
+
+    Attributes:
+        counts: tokens stored for each of the T frames.
+        grid: (rows, columns) of a frame's patch grid.
+        width: C, numbers per token.
+        method: name of the pruning method.
+        nested: whether a smaller budget is a prefix of this entry.
+        fingerprint: identity of the tower that made the features.
+        dtype: how features are stored.
+        pts_seconds: T presentation times.
+        has_cls: whether each frame's [CLS] token is stored too.
+        extra: what the writer added.
+        format_version: of the bytes.
+        header_size: bytes before the payload, prefix included.
+        payload_size: bytes of the arrays, padding included.
+        payload_crc32: their checksum.
+    """
+
+    counts: tuple[int, ...]
+    grid: tuple[int, int]
+    width: int
+    method: str
+    nested: bool
+    fingerprint: str
+    dtype: torch.dtype
+    pts_seconds: tuple[float, ...]
+    has_cls: bool
+    extra: Mapping[str, JsonScalar]
+    format_version: int
+    header_size: int
+    payload_size: int
+    payload_crc32: int
+
+    @property
+    def total_size(self) -> int:
+        """Bytes of the whole entry."""
+        return self.header_size + self.payload_size
+
+    @property
+    def num_tokens(self) -> int:
+        """N, patches stored over all frames, [CLS] not counted."""
+        return sum(self.counts)
+
+    @property
+    def min_count(self) -> int:
+        """Tokens of the frame that has the fewest."""
+        return min(self.counts)
+
+    def holds(self, tokens_per_frame: int | None) -> bool:
+        """Whether a request for this budget can be served from the entry.
+
+        For a method that is not nested the budget is part of the key, so whatever is stored under the
+        key is what was asked for. ``None`` asks for the entry as it is.
+        """
+        return not self.nested or tokens_per_frame is None or self.min_count >= tokens_per_frame
+
+    def section_sizes(self) -> tuple[int, int, int, int]:
+        """Unpadded bytes of features, [CLS] features, scores and indices, in the order stored."""
+        row = self.width * self.dtype.itemsize
+        return (
+            self.num_tokens * row,
+            len(self.counts) * row if self.has_cls else 0,
+            self.num_tokens * torch.float32.itemsize,
+            self.num_tokens * index_dtype(self.grid[0] * self.grid[1]).itemsize,
+        )
+
+    def to_json(self) -> bytes:
+        """The JSON header, not yet padded.
+
+        Raises:
+            InvalidRequestError: a number is not finite, or ``extra`` holds more than JSON scalars.
+        """
+        if not _is_scalar_map(self.extra):
+            raise InvalidRequestError(f"extra must map strings to JSON scalars, got {_short(self.extra)}")
+        fields = {
+            "byteorder": sys.byteorder,
+            "cls": self.has_cls,
+            "counts": self.counts,
+            "dtype": dtype_name(self.dtype),
+            "extra": dict(self.extra),
+            "fingerprint": self.fingerprint,
+            "grid": self.grid,
+            "method": self.method,
+            "nested": self.nested,
+            "pts_seconds": self.pts_seconds,
+            "width": self.width,
+        }
+        try:
+            text = json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
+        except ValueError as error:
+            raise InvalidRequestError(f"timestamps and extra values must be finite: {error}") from error
+        if len(text) > MAX_HEADER_BYTES - ALIGNMENT_BYTES:  # room for the padding
+            raise InvalidRequestError(f"a header of {len(text)} bytes is too long; put less into extra")
+        return text
+
+
+def parse_header(text: bytes, *, header_size: int, payload_size: int, payload_crc32: int) -> EntryHeader:
+    """Read a JSON header and check every field, and that they add up to ``payload_size``.
+
+    Args:
+        text: the JSON, padding included.
+        header_size: bytes before the payload, as found.
+        payload_size: bytes of the payload, as declared.
+        payload_crc32: checksum of the payload, as declared.
+
+    Raises:
+        TokenFormatError: a field is missing, unknown, of the wrong kind or impossible.
+    """
+    fields = _load(text)
+    if fields.keys() != _CHECKS.keys():
+        raise TokenFormatError(f"the token header has the fields {sorted(fields)}, not {sorted(_CHECKS)}")
+    for name, is_valid in _CHECKS.items():
+        if not is_valid(fields[name]):
+            raise TokenFormatError(f"the token header's {name} cannot be {_short(fields[name])}")
+    counts, patches = tuple(fields["counts"]), fields["grid"][0] * fields["grid"][1]
+    if max(counts) > patches or len(fields["pts_seconds"]) != len(counts):
+        raise TokenFormatError(
+            f"the token header contradicts itself: up to {max(counts)} of {patches} patches in each of "
+            f"{len(counts)} frames at {len(fields['pts_seconds'])} times"
+        )
+    header = EntryHeader(
+        counts=counts,
+        grid=(fields["grid"][0], fields["grid"][1]),
+        width=fields["width"],
+        method=fields["method"],
+        nested=fields["nested"],
+        fingerprint=fields["fingerprint"],
+        dtype=_DTYPES[fields["dtype"]],
+        pts_seconds=tuple(map(float, fields["pts_seconds"])),
+        has_cls=fields["cls"],
+        extra=MappingProxyType(fields["extra"]),
+        format_version=FORMAT_VERSION,
+        header_size=header_size,
+        payload_size=payload_size,
+        payload_crc32=payload_crc32,
+    )
+    expected = sum(map(aligned, header.section_sizes()))
+    if expected != payload_size:
+        raise TokenFormatError(f"arrays of {expected} bytes are described, but a payload of {payload_size} is declared")
+    return header
+
+
+def _load(text: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise TokenFormatError(f"the token header is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise TokenFormatError(f"the token header is not a JSON object but {_short(fields)}")
+    return fields
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _is_size(value: object) -> bool:
+    return _is_count(value) and value != 0
+
+
+def _is_finite(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # abs() first: an int too large for a float would make isfinite raise.
+    return is_number and abs(value) < 2**63 and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_scalar_map(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(item, str | bool | int | float | None) for name, item in value.items()
+    )
+
+
+def _is_list(of: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and bool(value) and all(map(of, value))
+
+
+_CHECKS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
+    {
+        "byteorder": lambda value: value == sys.byteorder,
+        "cls": lambda value: isinstance(value, bool),
+        "counts": _is_list(_is_count),
+        "dtype": lambda value: isinstance(value, str) and value in _DTYPES,
+        "extra": _is_scalar_map,
+        "fingerprint": lambda value: isinstance(value, str),
+        "grid": lambda value: _is_list(_is_size)(value) and len(value) == 2,
+        "method": lambda value: isinstance(value, str),
+        "nested": lambda value: isinstance(value, bool),
+        "pts_seconds": _is_list(_is_finite),
+        "width": _is_size,
+    }
+)

@@ -1,0 +1,205 @@
+"""What the rest of the project knows of the cache: tokens by key, and never an exception."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from fastervlm_video.cache.base import StoredHeader, TokenStore
+from fastervlm_video.cache.codec import check_blob, decode_tokens, read_header
+from fastervlm_video.cache.header import EntryHeader, dtype_name
+from fastervlm_video.cache.key import CacheKey
+from fastervlm_video.errors import (
+    FasterVLMError,
+    FingerprintMismatchError,
+    TokenFormatError,
+    UnavailableError,
+)
+from fastervlm_video.vision.tokens import VisualTokens
+
+__all__ = ["CacheStats", "TokenCache"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Counts since the cache was opened, in this process.
+
+    Attributes:
+        hits: look-ups served.
+        misses: look-ups not served, for whatever reason.
+        errors: operations that failed: the store was down or skipped, or an entry was not usable.
+        inserts: entries written.
+        bytes_read: of entries fetched, usable or not.
+        bytes_written: of entries written.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    errors: int = 0
+    inserts: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+
+class TokenCache:
+    """Visual tokens by key, in a store that may fail. Thread-safe; calls block for as long as the store does.
+
+    Args:
+        store: where the bytes are.
+        dtype: how features are stored; entries in any other are not used.
+
+    Raises:
+        InvalidRequestError: features cannot be stored in ``dtype``.
+    """
+
+    def __init__(self, store: TokenStore, *, dtype: torch.dtype = torch.float16) -> None:
+        dtype_name(dtype)
+        self._store = store
+        self._dtype = dtype
+        self._lock = threading.Lock()
+        self._stats = CacheStats()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """How features are stored: give it to :func:`~fastervlm_video.cache.codec.encode_tokens`."""
+        return self._dtype
+
+    def lookup(self, key: CacheKey, tokens_per_frame: int | None, fingerprint: str) -> VisualTokens | None:
+        """A video's tokens at a budget, or None.
+
+        Args:
+            key: of the video and the way of making its tokens.
+            tokens_per_frame: the budget, to which a nested method's entry is cut; None takes the entry as
+                it is. The budget of a method that is not nested is in the key.
+            fingerprint: the tower whose features are wanted.
+        """
+        blob = self._guarded("look-up", key, lambda: self._store.get(key), default=None)
+        tokens = None
+        if blob is not None:
+            self._count(bytes_read=len(blob))
+            tokens = self._guarded(
+                "look-up", key, lambda: self._decode(blob, tokens_per_frame, fingerprint), default=None
+            )
+        self._count(hits=int(tokens is not None), misses=int(tokens is None))
+        return tokens
+
+    def holds(self, key: CacheKey, tokens_per_frame: int | None) -> bool:
+        """Whether a look-up would most likely hit; moves and counts nothing."""
+
+        def probe() -> bool:
+            stored = self._store.get_header(key)
+            return stored is not None and self._sound_header(stored).holds(tokens_per_frame)
+
+        return self._guarded("probe", key, probe, default=False)
+
+    def insert(self, key: CacheKey, blob: bytes) -> bool:
+        """Store what :func:`~fastervlm_video.cache.codec.encode_tokens` made. True if it was written.
+
+        A larger entry of the same nested method stays, as this one is a slice of it.
+        """
+
+        def write() -> bool:
+            header = check_blob(blob)
+            if header.dtype != self._dtype:
+                raise TokenFormatError(f"tokens in {header.dtype} do not belong in a cache of {self._dtype}")
+            return self._store.put(
+                key, blob, bytes(blob[: header.header_size]), keep=lambda stored: self._outranks(stored, header)
+            )
+
+        written = self._guarded("insert", key, write, default=False)
+        if written:
+            self._count(inserts=1, bytes_written=len(blob))
+        return written
+
+    def delete_video(self, video: str) -> int | None:
+        """Remove all that was derived from a video; how many entries, or None if the store could not say."""
+        try:
+            return self._store.delete_video(video)
+        except FasterVLMError as error:
+            self._count(errors=1)
+            logger.warning("entries of video %s may still be there: %s", video, error)
+            return None
+
+    def claim(self, key: CacheKey, owner: str, seconds: float) -> bool:
+        """Take, or renew, the sole right to make an entry, for ``seconds``; False if another has it.
+
+        For doing the work once, not for correctness: with the store down, everybody is told to go ahead.
+        """
+        return self._guarded("claim", key, lambda: self._store.claim(key, owner, seconds), default=True)
+
+    def release(self, key: CacheKey, owner: str) -> None:
+        """Give that right back, if ``owner`` still has it; otherwise it lapses by itself."""
+        self._guarded("release", key, lambda: self._store.release(key, owner), default=None)
+
+    def stats(self) -> CacheStats:
+        """A snapshot of the counts."""
+        with self._lock:
+            return self._stats
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self._store.close()
+
+    def _decode(self, blob: bytes, tokens_per_frame: int | None, fingerprint: str) -> VisualTokens | None:
+        tokens = decode_tokens(blob, expect_fingerprint=fingerprint)
+        if tokens.features.dtype != self._dtype:
+            raise TokenFormatError(f"stored in {tokens.features.dtype}, not in {self._dtype}")
+        if tokens_per_frame is None or not tokens.nested:
+            return tokens
+        return tokens.select(tokens_per_frame) if tokens.holds(tokens_per_frame) else None
+
+    def _sound_header(self, stored: StoredHeader) -> EntryHeader:
+        header = read_header(stored.header)
+        if header.dtype != self._dtype or header.total_size != stored.blob_bytes:
+            raise TokenFormatError(
+                f"{stored.blob_bytes} bytes stored, {header.total_size} in {header.dtype} described by the header"
+            )
+        return header
+
+    def _outranks(self, stored: StoredHeader, new: EntryHeader) -> bool:
+        """Whether a stored entry makes a new one superfluous."""
+        try:
+            old = self._sound_header(stored)
+        except TokenFormatError as error:
+            logger.info("overwriting an entry that cannot be used: %s", error)
+            return False
+        same = (old.method, old.fingerprint, old.grid, old.width, len(old.counts), old.has_cls) == (
+            (new.method, new.fingerprint, new.grid, new.width, len(new.counts), new.has_cls)
+        )
+        return same and old.nested and new.nested and old.min_count > new.min_count
+
+    def _guarded(self, what: str, key: CacheKey, action: Callable[[], T], *, default: T) -> T:
+        """The boundary behind which the cache may fail: any error is counted, logged, and means ``default``."""
+        try:
+            return action()
+        except UnavailableError as error:
+            # The store logs its own failures; those that a circuit breaker skips come by the thousand.
+            logger.debug("%s of %s: %s", what, key, error)
+        except (TokenFormatError, FingerprintMismatchError) as error:
+            logger.warning("%s of %s: unusable entry: %s", what, key, error)
+            if what != "insert":
+                self._discard(key)
+        except Exception:
+            logger.exception("%s of %s failed in an unforeseen way", what, key)
+        self._count(errors=1)
+        return default
+
+    def _discard(self, key: CacheKey) -> None:
+        """Drop an unusable entry, whose header might otherwise keep a good one from being written."""
+        try:
+            self._store.discard(key)
+        except FasterVLMError as error:
+            logger.debug("could not discard %s: %s", key, error)
+
+    def _count(self, **amounts: int) -> None:
+        with self._lock:
+            self._stats = replace(
+                self._stats, **{name: getattr(self._stats, name) + amount for name, amount in amounts.items()}
+            )

@@ -1,0 +1,277 @@
+"""The ``fastervlm-video`` command."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from fastervlm_video.config import DEFAULT_KEEP_RATIO, DEFAULT_METHOD, DEFAULT_NUM_FRAMES, SamplingParams
+from fastervlm_video.errors import CheckpointError, FasterVLMError, InvalidInputError
+
+if TYPE_CHECKING:
+    from fastervlm_video.pipeline import Answer, EncodedVideo, VideoQA
+
+__all__ = ["app", "main"]
+
+EXIT_BAD_INPUT = 2
+EXIT_FAILED = 1
+
+app = typer.Typer(
+    name="fastervlm-video",
+    help="Ask questions about videos, with visual tokens pruned by the vision encoder's own \\[CLS] attention "
+    "(FasterVLM).\n\n"
+    'Typical:  [bold]fastervlm-video ask clip.mp4 "What happens?" --keep 0.1[/bold]',
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Video = Annotated[Path, typer.Argument(help="A video file: mp4, mov, mkv, webm, avi, gif, …", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="[bold]mini[/bold] (random weights: it shows the machinery, its answers say nothing), a checkpoint's "
+        "folder, or a Hugging Face id such as LanguageBind/Video-LLaVA-7B-hf.",
+    ),
+]
+Keep = Annotated[
+    float | None,
+    typer.Option(
+        "--keep",
+        help=f"Share of each frame's visual tokens to keep, in (0, 1].  [dim]\\[default: {DEFAULT_KEEP_RATIO}][/dim]",
+        show_default=False,
+    ),
+]
+KeepTokens = Annotated[
+    int | None,
+    typer.Option("--keep-tokens", help="Visual tokens to keep per frame, instead of a share.", show_default=False),
+]
+KeepCls = Annotated[bool, typer.Option("--keep-cls", help="Keep each frame's \\[CLS] token too.")]
+Frames = Annotated[int, typer.Option("--frames", help="Frames to look at, evenly spread over the video.")]
+Method = Annotated[
+    str,
+    typer.Option("--method", help="How tokens are chosen: cls_attention (FasterVLM), random or uniform_grid."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Revision of a Hugging Face id.", show_default=False)]
+
+
+@app.command()
+def ask(
+    video: Video,
+    question: Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)],
+    *,
+    model: Model = "mini",
+    keep: Keep = None,
+    keep_tokens: KeepTokens = None,
+    keep_cls: KeepCls = False,
+    frames: Frames = DEFAULT_NUM_FRAMES,
+    method: Method = DEFAULT_METHOD,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer, in tokens.")] = 64,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy; higher is more random.")] = 0.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Makes sampling repeatable.", show_default=False)] = None,
+    device: Device = "auto",
+    revision: Revision = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Answer a question about a video, in this process.
+
+    [bold]Examples[/bold]
+
+    fastervlm-video ask clip.mp4 "What color is the square?"
+
+    fastervlm-video ask clip.mp4 "What happens?" --keep-tokens 26 --frames 16 --json
+    """
+    with _one_line_errors(), _steps() as steps:
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        qa = _open(
+            steps,
+            model=model,
+            keep_ratio=keep,
+            keep_tokens=keep_tokens,
+            keep_cls=keep_cls,
+            num_frames=frames,
+            method=method,
+            device=device,
+            revision=revision,
+        )
+        with qa:
+            encoded = _encode(steps, qa, video)
+            with steps.step("Answering"):
+                answer = qa.ask(encoded, question, params)
+            report = _report(qa, encoded, answer)
+    if as_json:
+        print(json.dumps(report))  # noqa: T201 - what was asked for
+    else:
+        _print_answer(report)
+
+
+@app.command()
+def show(
+    video: Video,
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the PNG.", show_default=False)],
+    model: Model = "mini",
+    keep: Keep = None,
+    keep_tokens: KeepTokens = None,
+    frames: Frames = DEFAULT_NUM_FRAMES,
+    method: Method = DEFAULT_METHOD,
+    device: Device = "auto",
+    revision: Revision = None,
+) -> None:
+    """Draw a video's frames with the kept patches lit and the others dimmed.
+
+    Only the vision half of the model is loaded.
+
+    [bold]Example[/bold]
+
+    fastervlm-video show clip.mp4 --out kept.png --keep 0.25
+    """
+    with _one_line_errors(), _steps() as steps:
+        from fastervlm_video.picture import draw_kept_patches
+
+        qa = _open(
+            steps,
+            model=model,
+            keep_ratio=keep,
+            keep_tokens=keep_tokens,
+            num_frames=frames,
+            method=method,
+            device=device,
+            revision=revision,
+        )
+        with qa:
+            encoded = _encode(steps, qa, video)
+            assert encoded.frames is not None
+            with steps.step("Drawing"):
+                picture = draw_kept_patches(encoded.frames, encoded.tokens, title=video.name)
+                try:
+                    picture.save(out, format="PNG")
+                except OSError as exc:
+                    raise InvalidInputError(f"cannot write {str(out)!r}: {exc.strerror or exc}") from exc
+    tokens = encoded.tokens
+    Console().print(f"{out}: {tokens.tokens_kept} of {tokens.tokens_full} visual tokens kept by {tokens.method}")
+
+
+@app.command()
+def serve(
+    *,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="As for ask.", show_default=False)] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on.", show_default=False)] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port to listen on.", show_default=False)] = None,
+) -> None:
+    """Start the REST service on this machine: Ray Serve stages, embedded Redis, FastAPI in front.
+
+    All settings are environment variables that begin with FASTERVLM_ (see the README); these options are
+    short for three of them. Ctrl-C stops everything.
+    """
+    with _one_line_errors():
+        if importlib.util.find_spec("ray") is None:
+            raise InvalidInputError("the service needs more packages: pip install 'fastervlm-video[serve]'")
+        for name, value in (("MODEL", model), ("HOST", host), ("PORT", port)):
+            if value is not None:
+                os.environ[f"FASTERVLM_{name}"] = str(value)
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", "services"])  # noqa: S606 - ourselves
+
+
+class _Steps:
+    """Progress on standard error: a line per step, with a bar where there is something to count."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    @contextmanager
+    def step(self, name: str, total: int | None = None) -> Iterator[Any]:
+        """Show a step while the block runs; gives a function (done, total) for those that count."""
+        task = self._progress.add_task(name, total=total)
+        yield lambda done, of: self._progress.update(task, completed=done, total=of)
+        self._progress.update(task, total=1, completed=1)
+
+
+@contextmanager
+def _steps() -> Iterator[_Steps]:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield _Steps(progress)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Errors of this package as one line; 2 is the exit status for what the user can mend."""
+    try:
+        yield
+    except FasterVLMError as exc:
+        message = Text.assemble(("error: ", "red"), " ".join(exc.message.split()))
+        Console(stderr=True, soft_wrap=True).print(message)
+        mendable = isinstance(exc, InvalidInputError | CheckpointError)
+        raise typer.Exit(EXIT_BAD_INPUT if mendable else EXIT_FAILED) from exc
+
+
+def _open(steps: _Steps, **options: Any) -> "VideoQA":
+    with steps.step("Loading the libraries"):
+        from transformers.utils import logging as transformers_logging
+
+        from fastervlm_video.pipeline import VideoQA
+
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+    with steps.step("Opening the model"):
+        return VideoQA.from_pretrained(**options)
+
+
+def _encode(steps: _Steps, qa: "VideoQA", video: Path) -> "EncodedVideo":
+    with steps.step("Decoding and encoding") as progress:
+        return qa.encode_video(video, progress=progress)
+
+
+def _report(qa: "VideoQA", encoded: "EncodedVideo", answer: "Answer") -> dict[str, Any]:
+    tokens = encoded.tokens
+    return {
+        "model": qa.facts.name,
+        "answer": answer.text,
+        "finish_reason": answer.finish_reason,
+        "usage": dataclasses.asdict(answer.usage),
+        "video": {
+            "sha256": encoded.digest,
+            "frames": tokens.num_frames,
+            "frame_seconds": [round(moment, 3) for moment in tokens.pts_seconds],
+            "method": tokens.method,
+            "tokens_full": tokens.tokens_full,
+            "tokens_kept": tokens.tokens_kept,
+            "tokens_per_frame": list(tokens.counts),
+            "cache": encoded.cache,
+            "seconds": {name: round(value, 4) for name, value in (encoded.seconds | answer.seconds).items()},
+        },
+    }
+
+
+def _print_answer(report: dict[str, Any]) -> None:
+    video = report["video"]
+    Console().print(report["answer"], markup=False, highlight=False, soft_wrap=True)
+    seconds = ", ".join(f"{name} {value:.2f} s" for name, value in video["seconds"].items())
+    Console(stderr=True).print(
+        f"[dim]{report['model']}: {video['tokens_kept']} of {video['tokens_full']} visual tokens "
+        f"({video['frames']} frames, {video['method']}); {seconds}[/dim]",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def main() -> None:
+    """Entry point of the ``fastervlm-video`` command."""
+    app()

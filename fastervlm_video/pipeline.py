@@ -1,0 +1,286 @@
+"""Encode a video once, ask it many questions: the whole method in one process, without Ray."""
+
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from fastervlm_video.cache import MemoryStore, TokenCache, decode_tokens, encode_tokens
+from fastervlm_video.config import (
+    DEFAULT_METHOD,
+    DEFAULT_NUM_FRAMES,
+    FrameSampling,
+    MediaLimits,
+    PruneSpec,
+    SamplingParams,
+)
+from fastervlm_video.errors import FingerprintMismatchError, VideoNotFoundError
+from fastervlm_video.language import (
+    BatchEngine,
+    Engine,
+    FinishReason,
+    GenerationRequest,
+    TextDelta,
+    Usage,
+    generate,
+    iter_events,
+)
+from fastervlm_video.media import FrameBatch, Progress, decode_video
+from fastervlm_video.plan import STORAGE_DTYPE, ModelFacts
+from fastervlm_video.vision import EncodeJob, VisionEncoder, VisualTokens
+
+__all__ = ["Answer", "EncodedVideo", "VideoQA"]
+
+_DEFAULT_CACHE_BYTES = 256 * 1024**2
+
+Source = str | os.PathLike[str] | bytes | BinaryIO
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedVideo:
+    """A video as the language model will see it.
+
+    Attributes:
+        tokens: the kept visual tokens.
+        digest: SHA-256 of the video's bytes, hex.
+        cache: whether the tokens were in the cache.
+        seconds: time by stage: ``decode`` and ``encode``; empty on a cache hit.
+        frames: the frames the tower saw, if they were decoded.
+    """
+
+    tokens: VisualTokens
+    digest: str
+    cache: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    frames: FrameBatch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer to one question.
+
+    Attributes:
+        text: the answer.
+        finish_reason: ``stop`` if the model ended it, ``length`` if ``max_tokens`` did.
+        usage: token counts.
+        seconds: ``first_token`` and ``generate``.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    seconds: dict[str, float]
+
+
+class VideoQA:
+    """Questions about videos. Build it with :meth:`from_pretrained`, close it when done.
+
+    The two halves of the checkpoint are loaded when they are first needed.
+
+    Args:
+        facts: of the checkpoint.
+        prune: which visual tokens to keep, unless a call says otherwise.
+        sampling: which frames to look at, unless a call says otherwise.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``auto``, ``float32``, ``float16`` or ``bfloat16``.
+        cache: of kept tokens; None keeps them in memory.
+        limits: bounds on videos.
+    """
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        *,
+        prune: PruneSpec | None = None,
+        sampling: FrameSampling | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        cache: TokenCache | None = None,
+        limits: MediaLimits | None = None,
+    ) -> None:
+        self.facts = facts
+        self._prune = prune or PruneSpec()
+        self._sampling = sampling or FrameSampling()
+        self._device, self._dtype = device, dtype
+        self._cache = cache or TokenCache(MemoryStore(_DEFAULT_CACHE_BYTES), dtype=STORAGE_DTYPE)
+        self._limits = limits or MediaLimits()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "mini",
+        *,
+        keep_ratio: float | None = None,
+        keep_tokens: int | None = None,
+        method: str = DEFAULT_METHOD,
+        keep_cls: bool = False,
+        num_frames: int = DEFAULT_NUM_FRAMES,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        cache: TokenCache | None = None,
+        limits: MediaLimits | None = None,
+        cache_dir: Path | None = None,
+    ) -> Self:
+        """Open a checkpoint.
+
+        Args:
+            model: ``mini``, a checkpoint's folder, or a Hugging Face id.
+            keep_ratio: share of each frame's visual tokens to keep, in (0, 1]; 0.1 if neither this nor
+                ``keep_tokens`` is given.
+            keep_tokens: visual tokens to keep per frame, instead.
+            method: pruning method, see :func:`fastervlm_video.prune.method_names`.
+            keep_cls: keep each frame's [CLS] token too, as Hugging Face's Video-LLaVA does.
+            num_frames: frames to look at.
+            revision: of a Hugging Face id.
+            device: where the model runs; ``auto`` is the GPU if there is one.
+            dtype: of the weights; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
+            cache: of kept tokens; None keeps them in memory.
+            limits: bounds on videos.
+            cache_dir: where the mini model is kept.
+
+        Raises:
+            CheckpointError: there is no such model, or it cannot be loaded.
+            InvalidRequestError: a value is out of range.
+        """
+        prune = PruneSpec(method=method, keep_ratio=keep_ratio, keep_tokens=keep_tokens, keep_cls=keep_cls)
+        facts = ModelFacts.open(model, revision=revision, cache_dir=cache_dir)
+        sampling = FrameSampling(num_frames)
+        return cls(facts, prune=prune, sampling=sampling, device=device, dtype=dtype, cache=cache, limits=limits)
+
+    @cached_property
+    def encoder(self) -> VisionEncoder:
+        """The vision half; loaded on first use."""
+        return self.facts.checkpoint.load_vision(self._device, self._dtype)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The language half, in an engine; loaded on first use."""
+        half = self.facts.checkpoint.load_language(self._device, self._dtype)
+        return BatchEngine(half, self.facts.checkpoint.tokenizer)
+
+    def encode_video(
+        self,
+        source: Source,
+        *,
+        prune: PruneSpec | None = None,
+        sampling: FrameSampling | None = None,
+        with_frames: bool = False,
+        progress: Progress | None = None,
+    ) -> EncodedVideo:
+        """Turn a video into its kept visual tokens, or take them from the cache.
+
+        Args:
+            source: a path, a video's bytes, or a seekable binary file.
+            prune: instead of the default.
+            sampling: instead of the default.
+            with_frames: decode the frames even if the tokens are cached.
+            progress: called with (frames decoded, frames in all).
+
+        Raises:
+            VideoNotFoundError: the path names no file.
+            MediaError: the video cannot be decoded within the limits.
+            InvalidRequestError: unknown method, or more tokens asked for than a frame has.
+        """
+        prune, sampling = prune or self._prune, sampling or self._sampling
+        digest = _content_digest(source)
+        plan = self.facts.plan(digest, sampling, prune)
+        tokens = self._cache.lookup(plan.key, plan.tokens_per_frame, self.facts.fingerprint)
+        cached = tokens is not None
+        seconds: dict[str, float] = {}
+        frames = None
+        if not cached or with_frames:
+            begin = time.perf_counter()
+            resize = self.facts.preprocessing.resize
+            frames = decode_video(source, sampling, limits=self._limits, resize=resize, progress=progress)
+            seconds["decode"] = time.perf_counter() - begin
+        if tokens is None:
+            assert frames is not None
+            encoder = self.encoder
+            begin = time.perf_counter()
+            blob = encode_tokens(encoder.encode([EncodeJob(frames, prune)])[0], dtype=STORAGE_DTYPE)
+            seconds["encode"] = time.perf_counter() - begin
+            self._cache.insert(plan.key, blob)
+            tokens = decode_tokens(blob)  # the values as stored, so that an answer never depends on the cache's state
+        return EncodedVideo(tokens, digest, "hit" if cached else "miss", seconds, frames)
+
+    def ask(self, video: EncodedVideo | Source, question: str, params: SamplingParams | None = None) -> Answer:
+        """Answer a question. Safe to call from several threads at once: their requests are batched.
+
+        Args:
+            video: what :meth:`encode_video` returned, or a video.
+            question: about it.
+            params: how to decode the answer; greedy by default.
+
+        Raises:
+            InvalidRequestError: the question is empty or contains a reserved token.
+            ContextLengthError: prompt, video and answer exceed the model's context.
+            FingerprintMismatchError: the video was encoded with another checkpoint.
+        """
+        result = generate(self.engine, self._request(video, question, params))
+        timings = result.timings
+        seconds = {"first_token": timings.ttft_seconds, "generate": timings.total_seconds}
+        return Answer(result.text, result.finish_reason, result.usage, seconds)
+
+    def stream(
+        self, video: EncodedVideo | Source, question: str, params: SamplingParams | None = None
+    ) -> Iterator[str]:
+        """The same as :meth:`ask`, piece by piece as it is generated; closing the iterator stops it.
+
+        Raises:
+            FasterVLMError: as :meth:`ask`.
+        """
+        for event in iter_events(self.engine, self._request(video, question, params)):
+            if isinstance(event, TextDelta):
+                yield event.text
+
+    def _request(self, video: EncodedVideo | Source, question: str, params: SamplingParams | None) -> GenerationRequest:
+        params = params or SamplingParams()
+        encoded = video if isinstance(video, EncodedVideo) else self.encode_video(video)
+        tokens = encoded.tokens
+        if tokens.fingerprint != self.facts.fingerprint:
+            raise FingerprintMismatchError(
+                f"the video was encoded by the tower {tokens.fingerprint[:12]}, but {self.facts.name} has "
+                f"{self.facts.fingerprint[:12]}; encode it again"
+            )
+        prompt = self.facts.prompt(question, tokens.tokens_kept, params)
+        return GenerationRequest(request_id=uuid.uuid4().hex, prompt=prompt, visual=tokens.sequence(), sampling=params)
+
+    def close(self) -> None:
+        """End the engine, if it was started, and let go of the cache."""
+        engine = self.__dict__.pop("engine", None)
+        if engine is not None:
+            engine.close()
+        self._cache.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _content_digest(source: Source) -> str:
+    """SHA-256 of a video's bytes; a file object is read from its start and rewound."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    if isinstance(source, str | os.PathLike):
+        try:
+            with Path(source).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as exc:
+            raise VideoNotFoundError(f"cannot open {os.fspath(source)!r}: {exc.strerror}") from exc
+    source.seek(0)
+    digest = hashlib.sha256()
+    while chunk := source.read(1024**2):
+        digest.update(chunk)
+    source.seek(0)
+    return digest.hexdigest()

@@ -21,6 +21,7 @@ from fastervlm_video.cache import CacheKey, TokenCache
 from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
 from fastervlm_video.errors import FingerprintMismatchError, UnavailableError
 from fastervlm_video.plan import ModelFacts, TokenPlan
+from services.encoding import SharedEncoding
 from services.flights import Flights
 from services.handles import STAGE_FAILURES, AnswerStream, Encoding, Stages, as_own_error
 from services.stages import (
@@ -87,7 +88,7 @@ class Answering:
 
     def __init__(self, facts: ModelFacts, cache: TokenCache, stages: Stages) -> None:
         self._facts, self._cache, self._stages = facts, cache, stages
-        self._flights: Flights[tuple[CacheKey, int], Encoding] = Flights(Encoding.cancel)
+        self._flights: Flights[tuple[CacheKey, int], SharedEncoding] = Flights(lambda work: work.close(cancel=True))
 
     async def events(self, question: Question) -> AsyncGenerator[AnswerEvent, None]:
         """Answer a question.
@@ -118,32 +119,47 @@ class Answering:
             await asyncio.sleep(_BACKOFF_SECONDS * attempt)
 
     async def _attempt(self, question: Question) -> AsyncGenerator[AnswerEvent, None]:
-        plan = question.plan
+        plan, begun = question.plan, None
         if await asyncio.to_thread(self._cache.holds, plan.key, plan.tokens_per_frame):
-            async with self._stages.generate(self._answer_order(question)) as stream:
-                first = await anext(stream)
-                if not isinstance(first, TokensMissing):
-                    yield VideoReady(_expect_ready(first), "hit")
-                    async for event in stream:
-                        yield _expect_answer(event)
-                    return
-        stream, ready = await self._encode_and_begin(question)
+            begun = await self._begin_cached(question)
+        if begun is None:
+            begun = await self._begin_encoded(question)
+        ready, stream = begun
         async with stream:
-            yield VideoReady(ready, "miss")
+            yield ready
             async for event in stream:
                 yield _expect_answer(event)
 
-    async def _encode_and_begin(self, question: Question) -> tuple[AnswerStream, TokensReady]:
+    async def _begin_cached(self, question: Question) -> tuple[VideoReady, AnswerStream] | None:
+        """Begin an answer from the cache; None if the tokens have gone from there meanwhile."""
+        async with self._stages.generate(self._answer_order(question)) as stream:
+            first = await anext(stream)
+            return None if isinstance(first, TokensMissing) else (VideoReady(_expect_ready(first), "hit"), stream)
+
+    async def _begin_encoded(self, question: Question) -> tuple[VideoReady, AnswerStream]:
         """Have the video encoded, or wait with others for it, until its tokens have reached a Generator.
 
         From there on the answer is this request's own affair.
+
+        Raises:
+            UnavailableError: another replica made the tokens, and they were gone before they could be used.
         """
-        flight_key = (question.plan.key, question.plan.tokens_per_frame)
-        with self._flights.join(flight_key, lambda: self._begin_encoding(question)) as flight:
-            async with self._stages.generate(self._answer_order(question), flight.work) as stream:
-                ready = _expect_ready(await anext(stream))
+        plan = question.plan
+        with self._flights.join((plan.key, plan.tokens_per_frame), lambda: self._share(question)) as flight:
+            encoding = await flight.work.wait()
+            if encoding is None:
+                begun = await self._begin_cached(question)
+            else:
+                async with self._stages.generate(self._answer_order(question), encoding) as stream:
+                    begun = VideoReady(_expect_ready(await anext(stream)), "miss"), stream
+            if begun is None:
+                raise UnavailableError("the video's tokens were evicted before they could be used; try again")
             flight.landed = True
-        return stream, ready
+            flight.work.close(cancel=False)
+        return begun
+
+    def _share(self, question: Question) -> SharedEncoding:
+        return SharedEncoding(self._cache, question.plan, lambda: self._begin_encoding(question))
 
     def _begin_encoding(self, question: Question) -> Encoding:
         return self._stages.begin_encoding(

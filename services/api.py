@@ -1,6 +1,11 @@
 """The Api stage: HTTP in front of the others."""
 
+import asyncio
+import functools
+import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -8,6 +13,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 import fastervlm_video
+from fastervlm_video.cache import video_key
+from fastervlm_video.errors import UnavailableError
 from fastervlm_video.plan import ModelFacts
 from services.admission import Admission
 from services.answering import Answering
@@ -25,6 +32,8 @@ from services.stores import open_blob_store, open_service_cache
 
 __all__ = ["Api", "create_http_app"]
 
+logger = logging.getLogger(__name__)
+
 _DESCRIPTION = """
 Ask questions about videos. A video is turned **once** into a small set of visual tokens, chosen in each frame
 by the vision encoder's own [CLS] attention (FasterVLM), and cached; any number of questions are then answered
@@ -32,9 +41,34 @@ from them.
 """
 
 
+_SWEEP_SECONDS = 600.0
+
+
+@asynccontextmanager
+async def _lifespan(service: VideoService, _: FastAPI) -> AsyncIterator[None]:
+    """Remove expired uploads now and then, for as long as the application runs."""
+    sweeping = asyncio.create_task(_sweep(service))
+    try:
+        yield
+    finally:
+        sweeping.cancel()
+
+
+async def _sweep(service: VideoService) -> None:
+    salt = service.settings.tenant_salt.get_secret_value().encode()
+    while True:
+        try:
+            for digest in await asyncio.to_thread(service.blobs.sweep):
+                await asyncio.to_thread(service.cache.delete_video, video_key(digest, salt=salt))
+        except UnavailableError as exc:
+            logger.warning("expired uploads were not removed: %s", exc)
+        await asyncio.sleep(_SWEEP_SECONDS)
+
+
 def create_http_app(service: VideoService, admission: Admission) -> FastAPI:
     """The FastAPI application around a service. Middleware added last is outermost."""
     app = FastAPI(
+        lifespan=functools.partial(_lifespan, service),
         title="FasterVLM video",
         version=fastervlm_video.__version__,
         description=_DESCRIPTION,

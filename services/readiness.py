@@ -1,6 +1,7 @@
 """Whether every stage can serve, as Serve's controller sees it."""
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -17,8 +18,9 @@ logger = logging.getLogger(__name__)
 
 _FRESH_SECONDS_WHEN_READY = 5.0
 _FRESH_SECONDS_WHEN_NOT = 0.5
+_PATIENCE_SECONDS = 2.0
 _RUNNING = "RUNNING"
-_HEALTHY = "HEALTHY"
+_SCALING = {"HEALTHY", "UPSCALING", "DOWNSCALING"}
 _BROKEN = {"UNHEALTHY", "DEPLOY_FAILED"}
 
 
@@ -28,7 +30,8 @@ class StageStates:
 
     Attributes:
         ready: whether requests can be served.
-        states: ``running``, ``idle`` (scaled to zero, starts on demand), ``starting`` or ``failed: …``.
+        states: ``running``, ``idle`` (scaled to zero, starts on demand), ``starting``, ``failed`` or
+            ``not deployed``.
     """
 
     ready: bool
@@ -58,12 +61,15 @@ class StageStates:
             elif stage.status in _BROKEN:
                 states[name] = "failed"
             else:
-                states[name] = "idle" if fewest == 0 and stage.status == _HEALTHY else "starting"
+                # On its way up from zero it still counts as idle: what is cached does not wait for it.
+                states[name] = "idle" if fewest == 0 and stage.status in _SCALING else "starting"
         return cls(all(state in {"running", "idle"} for state in states.values()), states)
 
 
 class ReadinessProbe:
-    """Asks the controller, and remembers the answer for a little while.
+    """Asks the controller, and remembers the answer for a little while. For use from one event loop.
+
+    Replicas go on serving when the controller is down, so while it cannot be asked its last answer stands.
 
     Args:
         app_name: the application's name.
@@ -80,18 +86,14 @@ class ReadinessProbe:
         self._app_name, self._min_replicas, self._fetch = app_name, min_replicas, fetch
         self._states = StageStates(False, dict.fromkeys(min_replicas, "starting"))
         self._fresh_until = 0.0
-        self._lock = asyncio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def states(self) -> StageStates:
-        """The stages' states, at most a few seconds old."""
-        if time.monotonic() < self._fresh_until:
-            return self._states
-        async with self._lock:
-            if time.monotonic() >= self._fresh_until:
-                status = await asyncio.to_thread(self._fetch)
-                self._states = StageStates.from_status(status, self._app_name, self._min_replicas)
-                fresh = _FRESH_SECONDS_WHEN_READY if self._states.ready else _FRESH_SECONDS_WHEN_NOT
-                self._fresh_until = time.monotonic() + fresh
+        """The stages' states, at most a few seconds old, or the last known if the controller does not answer."""
+        if time.monotonic() >= self._fresh_until:
+            if self._refreshing is None:  # one at a time, however long it takes; it belongs to no request
+                self._refreshing = asyncio.create_task(self._refresh(), context=contextvars.Context())
+            await asyncio.wait({self._refreshing}, timeout=_PATIENCE_SECONDS)
         return self._states
 
     async def require(self) -> None:
@@ -104,3 +106,16 @@ class ReadinessProbe:
         if not states.ready:
             listing = ", ".join(f"{name} is {state}" for name, state in states.states.items() if state != "running")
             raise UnavailableError(f"the service is not ready: {listing}; try again in a few seconds")
+
+    async def _refresh(self) -> None:
+        fresh_seconds = _FRESH_SECONDS_WHEN_NOT
+        try:
+            status = await asyncio.to_thread(self._fetch)
+            self._states = StageStates.from_status(status, self._app_name, self._min_replicas)
+            if self._states.ready:
+                fresh_seconds = _FRESH_SECONDS_WHEN_READY
+        except Exception as exc:  # whatever Ray raises when its controller is away
+            logger.warning("the state of the stages is not known: %s: %s", type(exc).__name__, exc)
+        finally:
+            self._fresh_until = time.monotonic() + fresh_seconds
+            self._refreshing = None

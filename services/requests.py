@@ -152,9 +152,9 @@ class VideoIntake:
         """
         if file is not None:
             return await self.put(file.file, file.filename)
-        if ask.file_id is not None:
+        if ask.file_id:
             return await asyncio.to_thread(self._blobs.stat, parse_file_id(ask.file_id))
-        assert ask.video_url is not None  # read_ask saw to it that one of the three is there
+        assert ask.video_url  # read_ask saw to it that one of the three is there
         with tempfile.TemporaryFile(dir=self._scratch_dir()) as sink:
             await fetch_video(
                 ask.video_url,

@@ -62,7 +62,7 @@ def _host_rules(value: tuple[str, ...]) -> tuple[str, ...]:
 def _networks(value: object) -> object:
     """Networks parsed here, for one plain message instead of pydantic's two about either version of IP."""
     items = _split(value)
-    if isinstance(items, list):
+    if isinstance(items, list | tuple):
         return tuple(ipaddress.ip_network(item) if isinstance(item, str) else item for item in items)
     return items
 

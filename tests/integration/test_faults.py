@@ -1,0 +1,82 @@
+"""Parts that die while the service runs."""
+
+import concurrent.futures
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.integration.conftest import TIMEOUT_SECONDS, Service
+
+
+def _replicas(stage: str) -> list[psutil.Process]:
+    marker = f"ServeReplica:fastervlm-video:{stage}"
+    return [p for p in psutil.process_iter() if marker in " ".join(_command(p)[:1])]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _descends_from_us(process: psutil.Process) -> bool:
+    return any(parent.pid == os.getpid() for parent in process.parents())
+
+
+@pytest.mark.parametrize("stage", ["Decoder", "Encoder", "Generator"])
+def test_a_killed_replica_costs_time_but_no_request(service: Service, stage: str) -> None:
+    content = service.new_video()
+    file_id = service.upload(content)
+    (victim,) = [p for p in _replicas(stage) if _descends_from_us(p)]
+    victim.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while True:
+        response = service.ask(file_id=file_id)
+        if response.status_code == 200:
+            break
+        assert response.status_code == 503, response.text
+        assert "retry-after" in response.headers
+        assert time.monotonic() < deadline
+        time.sleep(float(response.headers["retry-after"]) / 2)
+    assert response.json()["answer"]
+
+
+def test_redis_that_dies_is_replaced_and_never_missed(service: Service) -> None:
+    file_id = service.upload(service.new_video())
+    before = service.answer(file_id=file_id)["answer"]
+    servers = [p for p in psutil.process_iter(["name"]) if _is_our_redis(p, service.settings.runtime_dir)]
+    assert len(servers) == 1
+    servers[0].send_signal(signal.SIGKILL)
+    for _ in range(3):
+        assert service.answer(file_id=file_id)["answer"] == before
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while service.answer(file_id=file_id)["video"]["cache"] != "hit":
+        assert time.monotonic() < deadline, "no new Redis was started"
+        time.sleep(0.5)
+
+
+def _is_our_redis(process: psutil.Process, folder: Path) -> bool:
+    return process.name() == "redis-server" and str(folder) in " ".join(_command(process))
+
+
+def test_abandoned_work_is_not_finished(service: Service) -> None:
+    file_id = service.upload(service.new_video(num_frames=400, size=320))
+    body = {"file_id": file_id, "question": "What is it?", "max_tokens": 6, "num_frames": 64}
+    with httpx.Client(base_url=service.url, timeout=0.1) as client, pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/ask", json=body)
+    time.sleep(3)
+    assert service.answer(**body)["video"]["cache"] == "miss"
+
+
+def test_bad_videos_do_not_disturb_good_ones(service: Service) -> None:
+    good, bad = service.upload(service.new_video()), service.upload(os.urandom(50_000))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        calls = [pool.submit(service.ask, file_id=bad if i % 2 else good, keep_tokens=3 + i) for i in range(12)]
+        statuses = [call.result().status_code for call in calls]
+    assert statuses == [200, 415] * 6

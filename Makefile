@@ -1,0 +1,66 @@
+# Everything a user or developer runs. Each target sets up what it needs; nothing has to be done by hand before.
+
+PYTHON ?= python3.11
+VENV   ?= .venv
+# Where torch comes from. On a machine without a GPU, TORCH_INDEX=cpu saves gigabytes of CUDA libraries;
+# any other value is passed to pip as the index address.
+TORCH_INDEX ?=
+TORCH_VERSION := 2.13.0
+
+BIN := $(VENV)/bin
+torch_index = $(if $(filter cpu,$(TORCH_INDEX)),https://download.pytorch.org/whl/cpu,$(TORCH_INDEX))
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# torch is left out of the lock files: which build is right depends on the machine (see TORCH_INDEX).
+define compile
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-annotate --no-header \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
+	  --constraint $(VENV)/constraints.txt --extra $(1) --output-file $(2) pyproject.toml
+	sed -i '/^torch==/,/[^\\]$$/d' $(2)
+endef
+
+.PHONY: help demo serve test check format lock clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(VENV)/.run: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (the first time takes a minute or two) ..."
+	$(PIP) install --upgrade pip
+	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install $(if $(torch_index),--index-url $(torch_index)) torch==$(TORCH_VERSION)
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.lock
+	$(PIP) install --require-hashes -r requirements-dev.lock
+	touch $@
+
+demo: $(VENV)/.run ## Start the service, ask three questions about a real video, stop
+	$(BIN)/python -m services.demo
+
+serve: $(VENV)/.run ## Start the service on 127.0.0.1:8000; Ctrl-C stops it
+	$(BIN)/fastervlm-video serve
+
+check: $(VENV)/.dev ## Lint, format check and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check ## All checks and all tests
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.dev ## Fix formatting and what the linter can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(VENV)/.dev ## Write the lock files anew from pyproject.toml
+	$(PIP) install pip-tools
+	echo "torch==$(TORCH_VERSION)" > $(VENV)/constraints.txt
+	$(call compile,serve,requirements.lock)
+	$(call compile,serve --extra dev --constraint requirements.lock,requirements-dev.lock)
+
+clean: ## Remove the environment and what was made by tests and the demo
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output build *.egg-info

@@ -31,7 +31,7 @@ $(VENV)/.run: requirements.lock pyproject.toml
 	$(PIP) install --upgrade pip
 	$(PIP) install --require-hashes -r requirements.lock
 	$(PIP) install $(if $(torch_index),--index-url $(torch_index)) torch==$(TORCH_VERSION)
-	$(PIP) install --no-deps --no-build-isolation --editable .
+	PYTHONWARNINGS=ignore $(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.lock

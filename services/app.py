@@ -19,7 +19,7 @@ from services.generator import Generator
 from services.live import LiveConfig
 from services.settings import Settings, StageName
 
-__all__ = ["APP_NAME", "build_app"]
+__all__ = ["APP_NAME", "bind_stages", "build_app"]
 
 APP_NAME = "fastervlm-video"
 
@@ -28,19 +28,20 @@ _GRACEFUL_SHUTDOWN_SECONDS = 5.0
 _HEALTH_CHECK_SECONDS = 5.0
 
 
-def _automatic_gpus(name: StageName) -> float:
+def _automatic_gpus(name: StageName, settings: Settings, available_gpus: float) -> float:
     """A GPU for each replica of the two stages that can use one; half of it where there is only one."""
-    if name not in _GPU_STAGES:
+    if name not in _GPU_STAGES or settings.device == "cpu":
         return 0.0
-    available = float(cast("Any", ray).cluster_resources().get("GPU", 0.0))
-    return min(1.0, available / len(_GPU_STAGES))
+    return min(1.0, available_gpus / len(_GPU_STAGES))
 
 
-def _deployment(stage_class: Callable[..., Any], name: StageName, settings: Settings) -> Deployment:
+def _deployment(
+    stage_class: Callable[..., Any], name: StageName, settings: Settings, available_gpus: float
+) -> Deployment:
     """A stage with its options: replicas, resources, queue. All of them are decided here."""
     stage = settings.stage(name)
     # Cores are a scheduling matter to Ray; how many threads really compute is set by each stage itself.
-    num_gpus = _automatic_gpus(name) if stage.num_gpus is None else stage.num_gpus
+    num_gpus = _automatic_gpus(name, settings, available_gpus) if stage.num_gpus is None else stage.num_gpus
     resources: dict[str, Any] = {"num_cpus": stage.num_cpus, "num_gpus": num_gpus}
     decorate = serve.deployment(
         name=name.capitalize(),
@@ -57,17 +58,27 @@ def _deployment(stage_class: Callable[..., Any], name: StageName, settings: Sett
     return decorate(stage_class)
 
 
+def bind_stages(settings: Settings, *, available_gpus: float) -> Application:
+    """Bind the four stages. Needs no Ray cluster.
+
+    Args:
+        settings: of the service.
+        available_gpus: GPUs of the cluster, shared out among the stages whose settings do not say.
+    """
+    decoder = _deployment(Decoder, "decoder", settings, available_gpus).bind(settings)
+    encoder = _deployment(Encoder, "encoder", settings, available_gpus).bind(settings)
+    generator = _deployment(Generator, "generator", settings, available_gpus).bind(settings)
+    api = _deployment(serve.ingress()(Api), "api", settings, available_gpus).options(
+        user_config=LiveConfig.from_settings(settings).model_dump()
+    )
+    return api.bind(settings, decoder, encoder, generator)
+
+
 def build_app(args: Settings) -> Application:
-    """Bind the four stages.
+    """The application for the Ray cluster that this process is connected to.
 
     Args:
         args: the settings.
     """
-    settings = args
-    decoder = _deployment(Decoder, "decoder", settings).bind(settings)
-    encoder = _deployment(Encoder, "encoder", settings).bind(settings)
-    generator = _deployment(Generator, "generator", settings).bind(settings)
-    api = _deployment(serve.ingress()(Api), "api", settings).options(
-        user_config=LiveConfig.from_settings(settings).model_dump()
-    )
-    return api.bind(settings, decoder, encoder, generator)
+    available_gpus = float(cast("Any", ray).cluster_resources().get("GPU", 0.0))
+    return bind_stages(args, available_gpus=available_gpus)

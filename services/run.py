@@ -22,6 +22,9 @@ def _prepare_environment() -> None:
     """What Ray and Serve read from the environment when they are imported; what is set already stays."""
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", PROXY_CALLBACK)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not os.environ.get("RAY_ADDRESS"):
+        # A private Ray's own ports listen on all interfaces; without the token nobody can use them.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _set_ray_log_level(level: int) -> None:
@@ -31,7 +34,7 @@ def _set_ray_log_level(level: int) -> None:
 
 
 def _start_ray(settings: Settings, *, show_logs: bool) -> None:
-    """Join the cluster that ``RAY_ADDRESS`` names, or start a private one that listens on loopback only."""
+    """Join the cluster that ``RAY_ADDRESS`` names, or start a private one."""
     import ray
 
     level = logging.WARNING if show_logs else logging.ERROR
@@ -45,7 +48,6 @@ def _start_ray(settings: Settings, *, show_logs: bool) -> None:
         include_dashboard=False,
         log_to_driver=show_logs,
         logging_level=level,
-        _node_ip_address=_LOOPBACK,
     )
 
 

@@ -9,11 +9,13 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from fastervlm_video.cache import CacheKey
 from fastervlm_video.config import FrameResize, FrameSampling, PruneSpec, SamplingParams
 from fastervlm_video.media import FrameBatch
+
+if TYPE_CHECKING:  # the cache brings torch along, which the Decoder has no use for
+    from fastervlm_video.cache import CacheKey
 
 __all__ = [
     "AnswerDone",
@@ -67,7 +69,7 @@ class EncodeOrder:
         fingerprint: the tower that the asker means; another one is refused.
     """
 
-    key: CacheKey
+    key: "CacheKey"
     prune: PruneSpec
     fingerprint: str
 
@@ -100,7 +102,7 @@ class AnswerOrder:
 
     request_id: str
     question: str
-    key: CacheKey
+    key: "CacheKey"
     tokens_per_frame: int
     fingerprint: str
     sampling: SamplingParams

@@ -1,14 +1,20 @@
 """The token cache and the blob store as the settings describe them; each replica opens its own."""
 
-from fastervlm_video.cache import TokenCache, open_cache
+from typing import TYPE_CHECKING
+
 from services.blobs import BlobStore
 from services.settings import Settings
+
+if TYPE_CHECKING:
+    from fastervlm_video.cache import TokenCache
 
 __all__ = ["open_blob_store", "open_service_cache"]
 
 
-def open_service_cache(settings: Settings) -> TokenCache:
+def open_service_cache(settings: Settings) -> "TokenCache":
     """Redis at ``redis_url``, or the embedded one that all replicas on this machine share."""
+    from fastervlm_video.cache import open_cache  # brings torch along, which the Decoder has no use for
+
     return open_cache(
         url=settings.redis_url,
         runtime_dir=settings.prepare_runtime_dir(),

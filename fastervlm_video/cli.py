@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
+from typer.exceptions import TyperException
 
 from fastervlm_video.config import DEFAULT_KEEP_RATIO, DEFAULT_METHOD, DEFAULT_NUM_FRAMES, SamplingParams
 from fastervlm_video.errors import CheckpointError, FasterVLMError, InvalidInputError
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
+PROGRAM = "fastervlm-video"
 EXIT_BAD_INPUT = 2
 EXIT_FAILED = 1
 
 app = typer.Typer(
-    name="fastervlm-video",
+    name=PROGRAM,
     help="Ask questions about videos, with visual tokens pruned by the vision encoder's own \\[CLS] attention "
     "(FasterVLM).\n\n"
     'Typical:  [bold]fastervlm-video ask clip.mp4 "What happens?" --keep 0.1[/bold]',
@@ -163,7 +165,8 @@ def show(
                 except OSError as exc:
                     raise InvalidInputError(f"cannot write {str(out)!r}: {exc.strerror or exc}") from exc
     tokens = encoded.tokens
-    Console().print(f"{out}: {tokens.tokens_kept} of {tokens.tokens_full} visual tokens kept by {tokens.method}")
+    report = f"{out}: {tokens.tokens_kept} of {tokens.tokens_full} visual tokens kept by {tokens.method}"
+    Console().print(report, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -185,7 +188,7 @@ def serve(
             if value is not None:
                 os.environ[f"FASTERVLM_{name}"] = str(value)
         sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-m", "services"])  # noqa: S606 - ourselves
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "services"])  # noqa: S606 - ourselves
 
 
 class _Steps:
@@ -216,10 +219,14 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except FasterVLMError as exc:
-        message = Text.assemble(("error: ", "red"), " ".join(exc.message.split()))
-        Console(stderr=True, soft_wrap=True).print(message)
+        _print_error(exc.message)
         mendable = isinstance(exc, InvalidInputError | CheckpointError)
         raise typer.Exit(EXIT_BAD_INPUT if mendable else EXIT_FAILED) from exc
+
+
+def _print_error(message: str) -> None:
+    """In one line, however many the message has; what a user has typed is no markup."""
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "red"), " ".join(message.split())))
 
 
 def _open(steps: _Steps, **options: Any) -> "VideoQA":
@@ -264,14 +271,20 @@ def _print_answer(report: dict[str, Any]) -> None:
     video = report["video"]
     Console().print(report["answer"], markup=False, highlight=False, soft_wrap=True)
     seconds = ", ".join(f"{name} {value:.2f} s" for name, value in video["seconds"].items())
-    Console(stderr=True).print(
-        f"[dim]{report['model']}: {video['tokens_kept']} of {video['tokens_full']} visual tokens "
-        f"({video['frames']} frames, {video['method']}); {seconds}[/dim]",
-        highlight=False,
-        soft_wrap=True,
+    line = (
+        f"{report['model']}: {video['tokens_kept']} of {video['tokens_full']} visual tokens "
+        f"({video['frames']} frames, {video['method']}); {seconds}"
     )
+    Console(stderr=True).print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
     """Entry point of the ``fastervlm-video`` command."""
-    app()
+    try:
+        status = app(prog_name=PROGRAM, standalone_mode=False)
+    except TyperException as exc:  # how the command was written; without arguments there is the help instead
+        if message := exc.format_message().strip():
+            context = getattr(exc, "ctx", None)
+            _print_error(f"{message} (see {context.command_path if context else PROGRAM} --help)")
+        status = exc.exit_code
+    sys.exit(status)

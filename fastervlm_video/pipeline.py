@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -230,7 +230,7 @@ class VideoQA:
 
     def stream(
         self, video: EncodedVideo | Source, question: str, params: SamplingParams | None = None
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """The same as :meth:`ask`, piece by piece as it is generated; closing the iterator stops it.
 
         Raises:

@@ -3,7 +3,7 @@
 ::
 
     cache holds it?  ──yes──▶ Generator (reads the cache)  ──TokensMissing──┐
-          │ no                                                              │ (evicted meanwhile)
+          │ no                                                              │ (the cache is not asked again)
           ▼                                                                 ▼
     join the flight of this token set ── Decoder ──▶ Encoder ──▶ Generator (is handed the tokens by reference)
 
@@ -13,15 +13,14 @@ Nothing here knows of HTTP, and only this module knows in which order the stages
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal
 
-from fastervlm_video.cache import CacheKey, TokenCache
+from fastervlm_video.cache import TokenCache
 from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
-from fastervlm_video.errors import FingerprintMismatchError, UnavailableError
+from fastervlm_video.errors import FasterVLMError, FingerprintMismatchError, UnavailableError
 from fastervlm_video.plan import ModelFacts, TokenPlan
-from services.encoding import SharedEncoding
+from services.encoding import ClaimBoard, SharedEncoding
 from services.flights import Flights
 from services.handles import STAGE_FAILURES, AnswerStream, Encoding, Stages, as_own_error
 from services.stages import (
@@ -48,7 +47,7 @@ class Question:
     """A request that has passed all checks.
 
     Attributes:
-        request_id: unique.
+        request_id: for logs.
         digest: SHA-256 of the stored video.
         text: the question.
         sampling: which frames.
@@ -77,6 +76,14 @@ class VideoReady:
 AnswerEvent = VideoReady | AnswerText | AnswerDone
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Begun:
+    """An answer whose first event is there."""
+
+    ready: VideoReady
+    stream: AnswerStream
+
+
 class Answering:
     """Answers questions by calling the stages. For use from one event loop.
 
@@ -87,8 +94,8 @@ class Answering:
     """
 
     def __init__(self, facts: ModelFacts, cache: TokenCache, stages: Stages) -> None:
-        self._facts, self._cache, self._stages = facts, cache, stages
-        self._flights: Flights[tuple[CacheKey, int], SharedEncoding] = Flights(lambda work: work.close(cancel=True))
+        self._facts, self._cache, self._stages = facts, ClaimBoard(cache), stages
+        self._flights: Flights[tuple[TokenPlan, bool], SharedEncoding] = Flights(lambda work: work.close(cancel=True))
 
     async def events(self, question: Question) -> AsyncGenerator[AnswerEvent, None]:
         """Answer a question.
@@ -103,68 +110,67 @@ class Answering:
         Raises:
             FasterVLMError: what a stage raised, or why no attempt succeeded.
         """
+        trust_cache = True
         for attempt in range(1, _ATTEMPTS + 1):
             begun = False
             try:
-                async with aclosing(self._attempt(question)) as events:
-                    async for event in events:
+                answer = await self._begin(question, trust_cache=trust_cache)
+                # A cache that holds an entry and cannot deliver it is not asked again for this question.
+                trust_cache = trust_cache and answer is not None
+                if answer is not None:
+                    async with answer.stream as stream:
                         begun = True
-                        yield event
-                return
+                        yield answer.ready
+                        async for event in stream:
+                            yield _expect_answer(event)
+                    return
+                error: FasterVLMError = UnavailableError("the video's tokens were lost before they could be used")
             except STAGE_FAILURES as exc:
                 error = as_own_error(exc)
-                if begun or attempt == _ATTEMPTS or not isinstance(error, UnavailableError | FingerprintMismatchError):
+                if begun or not isinstance(error, UnavailableError | FingerprintMismatchError):
                     raise error from exc
-                logger.warning("request %s: attempt %d failed: %s", question.request_id, attempt, error)
+            logger.warning("request %s: attempt %d failed: %s", question.request_id, attempt, error)
+            if attempt == _ATTEMPTS:
+                raise error
             await asyncio.sleep(_BACKOFF_SECONDS * attempt)
 
-    async def _attempt(self, question: Question) -> AsyncGenerator[AnswerEvent, None]:
-        plan, begun = question.plan, None
-        if await asyncio.to_thread(self._cache.holds, plan.key, plan.tokens_per_frame):
-            begun = await self._begin_cached(question)
-        if begun is None:
-            begun = await self._begin_encoded(question)
-        ready, stream = begun
-        async with stream:
-            yield ready
-            async for event in stream:
-                yield _expect_answer(event)
+    async def _begin(self, question: Question, *, trust_cache: bool) -> _Begun | None:
+        """Have an answer begun; None if the cache has lost what it was said to hold."""
+        if trust_cache and await self._cache.holds(question.plan):
+            return await self._begin_cached(question)
+        return await self._begin_encoded(question, trust_cache=trust_cache)
 
-    async def _begin_cached(self, question: Question) -> tuple[VideoReady, AnswerStream] | None:
-        """Begin an answer from the cache; None if the tokens have gone from there meanwhile."""
+    async def _begin_cached(self, question: Question) -> _Begun | None:
         async with self._stages.generate(self._answer_order(question)) as stream:
-            first = await anext(stream)
-            return None if isinstance(first, TokensMissing) else (VideoReady(_expect_ready(first), "hit"), stream)
+            first = await stream.first()
+            return None if isinstance(first, TokensMissing) else _Begun(VideoReady(_expect_ready(first), "hit"), stream)
 
-    async def _begin_encoded(self, question: Question) -> tuple[VideoReady, AnswerStream]:
+    async def _begin_encoded(self, question: Question, *, trust_cache: bool) -> _Begun | None:
         """Have the video encoded, or wait with others for it, until its tokens have reached a Generator.
 
         From there on the answer is this request's own affair.
-
-        Raises:
-            UnavailableError: another replica made the tokens, and they were gone before they could be used.
         """
-        plan = question.plan
-        with self._flights.join((plan.key, plan.tokens_per_frame), lambda: self._share(question)) as flight:
+        flight_key = (question.plan, trust_cache)
+        with self._flights.join(flight_key, lambda: self._share(question, trust_cache=trust_cache)) as flight:
             encoding = await flight.work.wait()
             if encoding is None:
                 begun = await self._begin_cached(question)
             else:
                 async with self._stages.generate(self._answer_order(question), encoding) as stream:
-                    begun = VideoReady(_expect_ready(await anext(stream)), "miss"), stream
-            if begun is None:
-                raise UnavailableError("the video's tokens were evicted before they could be used; try again")
+                    begun = _Begun(VideoReady(_expect_ready(await stream.first()), "miss"), stream)
             flight.landed = True
             flight.work.close(cancel=False)
         return begun
 
-    def _share(self, question: Question) -> SharedEncoding:
-        return SharedEncoding(self._cache, question.plan, lambda: self._begin_encoding(question))
+    def _share(self, question: Question, *, trust_cache: bool) -> SharedEncoding:
+        return SharedEncoding(
+            self._cache, question.plan, lambda: self._begin_encoding(question), trust_cache=trust_cache
+        )
 
     def _begin_encoding(self, question: Question) -> Encoding:
         return self._stages.begin_encoding(
             DecodeOrder(question.digest, question.sampling, self._facts.preprocessing.resize),
-            EncodeOrder(question.plan.key, question.prune, self._facts.fingerprint),
+            EncodeOrder(question.digest, question.plan.key, question.prune, self._facts.fingerprint),
         )
 
     def _answer_order(self, question: Question) -> AnswerOrder:

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from http import HTTPStatus
 
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
@@ -133,7 +134,7 @@ async def server_sent_events(
     early keeps its HTTP status.
     """
     try:
-        builder.add(first)
+        answer = builder.add(first)
         yield _event("video", builder.video())
         async for event in events:
             answer = builder.add(event)
@@ -141,9 +142,13 @@ async def server_sent_events(
                 yield _event("done", answer)
             elif isinstance(event, AnswerText):
                 yield _event("delta", event.text)
+        if answer is None:
+            raise FasterVLMError("the answer ended before its end")
     except Exception as exc:
-        logger.warning("request %s failed while its answer was streamed: %s", request_id, exc)
-        yield _event("error", to_http(exc, request_id=request_id).body)
+        status, body, _ = to_http(exc, request_id=request_id)
+        ours = status == HTTPStatus.INTERNAL_SERVER_ERROR
+        logger.warning("request %s failed while it was streamed: %s", request_id, exc, exc_info=exc if ours else None)
+        yield _event("error", body)
 
 
 def _event(name: str, content: BaseModel | str | dict[str, object]) -> str:

@@ -6,15 +6,15 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 import fastervlm_video
 from fastervlm_video.cache import video_key
-from fastervlm_video.errors import UnavailableError
 from fastervlm_video.plan import ModelFacts
 from services.admission import Admission
 from services.answering import Answering
@@ -23,7 +23,7 @@ from services.handles import Stages
 from services.http_errors import install_error_handlers
 from services.live import LiveConfig
 from services.middleware import AdmissionMiddleware
-from services.paths import WORK_PATHS
+from services.paths import ASK_PATH, FILES_PATH, WORK_PATHS
 from services.readiness import ReadinessProbe
 from services.requests import VideoIntake
 from services.routes import VideoService, build_router
@@ -52,20 +52,30 @@ async def _lifespan(service: VideoService, _: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
 
 
 async def _sweep(service: VideoService) -> None:
-    salt = service.settings.tenant_salt.get_secret_value().encode()
     while True:
         try:
             for digest in await asyncio.to_thread(service.blobs.sweep):
-                await asyncio.to_thread(service.cache.delete_video, video_key(digest, salt=salt))
-        except UnavailableError as exc:
-            logger.warning("expired uploads were not removed: %s", exc)
+                key = video_key(digest, salt=service.settings.salt)
+                await asyncio.to_thread(service.cache.delete_video, key)
+        except Exception:  # whatever it is, it must not end the sweeping
+            logger.exception("expired uploads were not removed")
         await asyncio.sleep(_SWEEP_SECONDS)
 
 
-def create_http_app(service: VideoService, admission: Admission) -> FastAPI:
+def _warn_of_local_stores(settings: Settings) -> None:
+    """Say so where the defaults, which are for one machine, meet a cluster."""
+    nodes = sum(bool(node["Alive"]) for node in cast("Any", ray).nodes())
+    local = [name for name, value in (("REDIS_URL", settings.redis_url), ("BLOB_URL", settings.blob_url)) if not value]
+    if nodes > 1 and local:
+        names = " and ".join(f"FASTERVLM_{name}" for name in local)
+        logger.warning("this cluster has %d nodes, but without %s each of them keeps its own store", nodes, names)
+
+
+def create_http_app(service: VideoService) -> FastAPI:
     """The FastAPI application around a service. Middleware added last is outermost."""
     app = FastAPI(
         lifespan=functools.partial(_lifespan, service),
@@ -79,7 +89,10 @@ def create_http_app(service: VideoService, admission: Admission) -> FastAPI:
     app.add_middleware(
         BodyLimitMiddleware, upload_limit_bytes=service.settings.max_upload_bytes, upload_paths=WORK_PATHS
     )
-    app.add_middleware(AdmissionMiddleware, admission=admission, paths=WORK_PATHS)
+    settings = service.settings
+    questions, uploads = Admission(settings.max_in_flight_requests), Admission(settings.max_concurrent_uploads)
+    app.add_middleware(AdmissionMiddleware, admission=questions, paths=[ASK_PATH])
+    app.add_middleware(AdmissionMiddleware, admission=uploads, paths=[FILES_PATH])
     return app
 
 
@@ -101,8 +114,9 @@ class Api:
         generator: DeploymentHandle[Any],
     ) -> None:
         facts = ModelFacts.open(settings.model, revision=settings.revision)
+        logger.info("serving %s with the tower %s", facts.name, facts.fingerprint[:12])  # hashed here, not in a request
+        _warn_of_local_stores(settings)
         cache, blobs = open_service_cache(settings), open_blob_store(settings)
-        self._admission = Admission(settings.max_in_flight_requests)
         self._service = VideoService(
             settings=settings,
             live=LiveConfig.from_settings(settings),
@@ -128,4 +142,4 @@ class Api:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The ASGI application of this replica; called by Serve after the constructor."""
-        return create_http_app(self._service, self._admission)
+        return create_http_app(self._service)

@@ -10,12 +10,12 @@ import torch
 from ray import serve
 
 from fastervlm_video.cache import encode_tokens
-from fastervlm_video.errors import FasterVLMError, FingerprintMismatchError, UnavailableError
+from fastervlm_video.errors import FasterVLMError, FingerprintMismatchError, UnavailableError, VideoNotFoundError
 from fastervlm_video.plan import STORAGE_DTYPE, ModelFacts
-from fastervlm_video.vision import EncodeJob
+from fastervlm_video.vision import EncodeJob, VisualTokens
 from services.settings import Settings
-from services.stages import DecodedVideo, EncodedVideo, EncodeOrder
-from services.stores import open_service_cache
+from services.stages import DecodedVideo, EncodedTokens, EncodeOrder
+from services.stores import open_blob_store, open_service_cache
 
 __all__ = ["Encoder"]
 
@@ -32,6 +32,13 @@ def _count_frames(jobs: list[EncodeJob]) -> int:
     return sum(job.frames.num_frames for job in jobs)
 
 
+def _pack(tokens: VisualTokens, seconds: float) -> _Encoded | FasterVLMError:
+    try:
+        return _Encoded(encode_tokens(tokens, dtype=STORAGE_DTYPE), seconds)
+    except FasterVLMError as exc:  # what cannot be stored in this precision
+        return exc
+
+
 class Encoder:
     """Runs the vision half of the checkpoint.
 
@@ -43,13 +50,13 @@ class Encoder:
         torch.set_num_threads(settings.encoder.threads())
         facts = ModelFacts.open(settings.model, revision=settings.revision)
         self._encoder = facts.checkpoint.load_vision(device=settings.device, dtype=settings.dtype)
-        self._cache = open_service_cache(settings)
+        self._cache, self._blobs = open_service_cache(settings), open_blob_store(settings)
         self._max_batch_frames = settings.max_batch_frames
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tower")
         self._encode_together.set_max_batch_size(max(settings.max_batch_frames, settings.max_num_frames))  # type: ignore[attr-defined]
         self._encode_together.set_batch_wait_timeout_s(settings.encode_batch_wait_seconds)  # type: ignore[attr-defined]
 
-    async def encode(self, video: DecodedVideo, order: EncodeOrder) -> EncodedVideo:
+    async def encode(self, video: DecodedVideo, order: EncodeOrder) -> EncodedTokens:
         """Encode and prune one video, and put its tokens into the cache.
 
         Raises:
@@ -66,24 +73,38 @@ class Encoder:
         encoded = await self._encode_together(job)
         if isinstance(encoded, FasterVLMError):
             raise encoded
-        await asyncio.to_thread(self._cache.insert, order.key, encoded.blob)
-        return EncodedVideo(encoded.blob, {**video.seconds, "encode": encoded.seconds})
+        await asyncio.to_thread(self._store, order, encoded.blob)
+        return EncodedTokens(encoded.blob, {**video.seconds, "encode": encoded.seconds})
+
+    def _store(self, order: EncodeOrder, blob: bytes) -> None:
+        """Cache the tokens, unless their video was deleted while they were made."""
+        self._cache.insert(order.key, blob)
+        try:
+            self._blobs.stat(order.digest)
+        except VideoNotFoundError:
+            self._cache.delete_video(order.key.video)
+        except FasterVLMError as exc:
+            logger.warning("cannot tell whether the video is still there: %s", exc)
 
     @serve.batch(batch_size_fn=_count_frames)
     async def _encode_together(self, jobs: list[EncodeJob]) -> list[_Encoded | FasterVLMError]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, jobs)
 
     def _encode(self, jobs: list[EncodeJob]) -> list[_Encoded | FasterVLMError]:
-        """One pass; a failure is every job's own result, so that none is lost without a word."""
+        """One pass. Errors are results, so that each reaches its own asker; if the pass fails as a whole, every
+        video is tried alone, so that only the one at fault is lost.
+        """
         begin = time.perf_counter()
         try:
             tokens = self._encoder.encode(jobs, max_frames_per_forward=self._max_batch_frames)
-            blobs = [encode_tokens(one, dtype=STORAGE_DTYPE) for one in tokens]
-        except FasterVLMError as exc:
-            return [exc] * len(jobs)
-        except RuntimeError as exc:  # torch's, out of memory among them
-            logger.exception("encoding %d videos failed", len(jobs))
-            return [UnavailableError(f"encoding failed ({type(exc).__name__}); try again")] * len(jobs)
+        except (FasterVLMError, RuntimeError) as exc:  # torch's are RuntimeErrors, out of memory among them
+            if len(jobs) > 1:
+                logger.warning("encoding %d videos together failed, trying each alone: %s", len(jobs), exc)
+                return [result for job in jobs for result in self._encode([job])]
+            if isinstance(exc, FasterVLMError):
+                return [exc]
+            logger.exception("encoding a video failed")
+            return [UnavailableError(f"encoding failed ({type(exc).__name__}); try again")]
         seconds = time.perf_counter() - begin
         logger.info("encoded %d videos, %d frames, in %.3f s", len(jobs), _count_frames(jobs), seconds)
-        return [_Encoded(blob, seconds) for blob in blobs]
+        return [_pack(one, seconds) for one in tokens]

@@ -20,7 +20,7 @@ from typing import BinaryIO
 import httpx
 
 from fastervlm_video.errors import DeadlineExceededError, PayloadTooLargeError, UrlFetchError, UrlNotAllowedError
-from services.threads import finish_in_thread
+from services.threads import finish_in_thread, write_to_disk
 from services.url_policy import DEFAULT_PORTS, IPAddress, UrlPolicy, is_address
 
 __all__ = ["Resolver", "fetch_video", "resolve_host"]
@@ -181,5 +181,5 @@ async def _save(response: httpx.Response, limit_bytes: int, sink: BinaryIO) -> i
         written_bytes += len(chunk)
         if written_bytes > limit_bytes:
             raise too_large
-        await finish_in_thread(sink.write, chunk)
+        await finish_in_thread(write_to_disk, sink, chunk)
     return written_bytes

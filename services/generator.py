@@ -13,7 +13,7 @@ from fastervlm_video.language import BatchEngine, Finished, GenerationRequest, T
 from fastervlm_video.plan import ModelFacts
 from fastervlm_video.vision import VisualTokens
 from services.settings import Settings
-from services.stages import AnswerDone, AnswerOrder, AnswerText, EncodedVideo, StageEvent, TokensMissing, TokensReady
+from services.stages import AnswerDone, AnswerOrder, AnswerText, EncodedTokens, StageEvent, TokensMissing, TokensReady
 from services.stores import open_service_cache
 
 __all__ = ["Generator"]
@@ -21,7 +21,20 @@ __all__ = ["Generator"]
 logger = logging.getLogger(__name__)
 
 
-def _done(event: Finished) -> AnswerDone:
+def _ready(tokens: VisualTokens, seconds: dict[str, float]) -> TokensReady:
+    return TokensReady(
+        pts_seconds=tokens.pts_seconds,
+        method=tokens.method,
+        tokens_per_frame=tokens.counts,
+        tokens_full=tokens.tokens_full,
+        tokens_kept=tokens.tokens_kept,
+        seconds=seconds,
+    )
+
+
+def _answer_event(event: TextDelta | Finished) -> AnswerText | AnswerDone:
+    if isinstance(event, TextDelta):
+        return AnswerText(event.text)
     return AnswerDone(
         finish_reason=event.finish_reason,
         prompt_tokens=event.usage.prompt_tokens,
@@ -51,7 +64,7 @@ class Generator:
         self._cache = open_service_cache(settings)
 
     async def generate(
-        self, order: AnswerOrder, encoded: EncodedVideo | None = None
+        self, order: AnswerOrder, encoded: EncodedTokens | None = None
     ) -> AsyncGenerator[StageEvent, None]:
         """Answer one question.
 
@@ -77,14 +90,6 @@ class Generator:
             yield TokensMissing()
             return
         prompt = self._facts.prompt(order.question, tokens.tokens_kept, order.sampling)
-        yield TokensReady(
-            pts_seconds=tokens.pts_seconds,
-            method=tokens.method,
-            tokens_per_frame=tokens.counts,
-            tokens_full=tokens.tokens_full,
-            tokens_kept=tokens.tokens_kept,
-            seconds=encoded.seconds if encoded else {},
-        )
         request = GenerationRequest(
             request_id=order.request_id,
             prompt=prompt,
@@ -93,10 +98,14 @@ class Generator:
             cache_identity=f"{order.key.video}/{order.key.variant}/{order.tokens_per_frame}",
         )
         async with aclosing(stream(self._engine, request)) as events:
+            # Nothing is handed out before the engine has begun: until then the request can still be refused.
+            first = await anext(events)
+            yield _ready(tokens, encoded.seconds if encoded else {})
+            yield _answer_event(first)
             async for event in events:
-                yield AnswerText(event.text) if isinstance(event, TextDelta) else _done(event)
+                yield _answer_event(event)
 
-    def _tokens(self, order: AnswerOrder, encoded: EncodedVideo | None) -> VisualTokens | None:
+    def _tokens(self, order: AnswerOrder, encoded: EncodedTokens | None) -> VisualTokens | None:
         if encoded is None:
             return self._cache.lookup(order.key, order.tokens_per_frame, order.fingerprint)
         return decode_tokens(encoded.blob, expect_fingerprint=order.fingerprint).select(order.tokens_per_frame)

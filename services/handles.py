@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
@@ -46,6 +46,17 @@ class AnswerStream:
     async def __anext__(self) -> StageEvent:
         event: StageEvent = await self._call.__anext__()
         return event
+
+    async def first(self) -> StageEvent:
+        """The first event.
+
+        Raises:
+            UnavailableError: the stream ended before it.
+        """
+        try:
+            return await self.__anext__()
+        except StopAsyncIteration as exc:
+            raise UnavailableError("a stage ended its answer before it began; try again") from exc
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,7 +101,8 @@ def as_own_error(exc: BaseException) -> FasterVLMError:
         return exc
     if isinstance(exc, BackPressureError):
         return OverloadedError("a stage's queue is full; try again")
-    if isinstance(exc, RayActorError | DeploymentUnavailableError):
-        return UnavailableError(f"a stage's replica is gone ({type(exc).__name__}); try again")
+    if isinstance(exc, DeploymentUnavailableError) or (isinstance(exc, RayError) and not isinstance(exc, RayTaskError)):
+        # Replicas, workers, nodes or objects that are lost: the next attempt finds others.
+        return UnavailableError(f"a part of the service was lost ({type(exc).__name__}); try again")
     logger.error("a stage failed unexpectedly", exc_info=exc)
     return FasterVLMError(f"a stage failed: {type(exc).__name__}: {exc}")

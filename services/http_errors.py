@@ -247,7 +247,7 @@ def error_response(exc: BaseException, scope: MutableMapping[str, Any]) -> JSONR
     """The answer to a request that failed with ``exc``. Faults of ours are logged with their traceback."""
     request_id = request_id_of(scope)
     status, body, headers = to_http(exc, request_id=request_id)
-    where = f"{scope.get('method', '')} {scope.get('path', '')}"
+    where = f"{scope.get('method', '')} {scope.get('path', '')!r}"
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         detailed = status == HTTPStatus.INTERNAL_SERVER_ERROR
         logger.error("request %s (%s) failed: %s", request_id, where, exc, exc_info=exc if detailed else None)

@@ -3,6 +3,7 @@
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fastervlm_video.config import DEFAULT_METHOD
+from fastervlm_video.prune import get_method
 from services.settings import Settings
 
 __all__ = ["LiveConfig"]
@@ -37,4 +38,5 @@ class LiveConfig(BaseModel):
         ):
             if getattr(self, low) > getattr(self, high):
                 raise ValueError(f"{low}={getattr(self, low)} is more than {high}={getattr(self, high)}")
+        get_method(self.default_method)
         return self

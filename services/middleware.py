@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastervlm_video.errors import OverloadedError
@@ -18,14 +19,18 @@ class AdmissionMiddleware:
         app: what is wrapped.
         admission: the count.
         paths: paths whose POST requests make work.
+        content_type: only requests with this kind of body are counted; None counts all.
     """
 
-    def __init__(self, app: ASGIApp, *, admission: Admission, paths: Collection[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, admission: Admission, paths: Collection[str], content_type: str | None = None
+    ) -> None:
         self._app, self._admission, self._paths = app, admission, frozenset(paths)
+        self._content_type = content_type
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self._paths:
+        if not self._counts(scope):
             await self._app(scope, receive, send)
             return
         try:
@@ -35,3 +40,11 @@ class AdmissionMiddleware:
             return
         with place:
             await self._app(scope, receive, send)
+
+    def _counts(self, scope: Scope) -> bool:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return False
+        if scope["path"].removeprefix(scope.get("root_path", "")) not in self._paths:
+            return False
+        kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+        return self._content_type is None or kind == self._content_type

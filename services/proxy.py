@@ -1,12 +1,15 @@
 """What runs in Serve's HTTP proxy: the body limit, so that too large an upload is cut where it comes in.
 
 The proxy reads a request's body as fast as it arrives and forwards it to a replica. Cutting only in the
-replica would let the proxy's memory grow by whatever arrives until the replica has counted to the limit.
+replica would let the proxy's memory grow by whatever arrives until the replica has counted to the limit. So
+its memory is bounded by the upload limit times the number of uploads at a time, which is limited here too.
 """
 
 from starlette.middleware import Middleware
 
+from services.admission import Admission
 from services.body_limit import BodyLimitMiddleware
+from services.middleware import AdmissionMiddleware
 from services.paths import WORK_PATHS
 from services.settings import load_settings
 
@@ -18,5 +21,9 @@ PROXY_CALLBACK = "services.proxy.proxy_middleware"
 
 def proxy_middleware() -> list[Middleware]:
     """Called by Serve in the proxy's process, which has the environment's settings."""
-    limit_bytes = load_settings().max_upload_bytes
-    return [Middleware(BodyLimitMiddleware, upload_limit_bytes=limit_bytes, upload_paths=WORK_PATHS)]
+    settings = load_settings()
+    uploads = Admission(settings.max_concurrent_uploads)
+    return [
+        Middleware(AdmissionMiddleware, admission=uploads, paths=WORK_PATHS, content_type="multipart/form-data"),
+        Middleware(BodyLimitMiddleware, upload_limit_bytes=settings.max_upload_bytes, upload_paths=WORK_PATHS),
+    ]

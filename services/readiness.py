@@ -86,6 +86,7 @@ class ReadinessProbe:
         self._app_name, self._min_replicas, self._fetch = app_name, min_replicas, fetch
         self._states = StageStates(False, dict.fromkeys(min_replicas, "starting"))
         self._fresh_until = 0.0
+        self._was_ready = False
         self._refreshing: asyncio.Task[None] | None = None
 
     async def states(self) -> StageStates:
@@ -97,12 +98,18 @@ class ReadinessProbe:
         return self._states
 
     async def require(self) -> None:
-        """Return if the service can answer.
+        """Return if the service has been ready before, or is now.
+
+        Once every stage has been up, requests are let through even while one of them is replaced: what is cached
+        needs no Encoder, and Serve holds calls to a stage until it is back or the request's time is over.
 
         Raises:
-            UnavailableError: a stage is still starting or has failed.
+            UnavailableError: a stage is still starting, for the first time.
         """
+        if self._was_ready:
+            return
         states = await self.states()
+        self._was_ready = states.ready
         if not states.ready:
             listing = ", ".join(f"{name} is {state}" for name, state in states.states.items() if state != "running")
             raise UnavailableError(f"the service is not ready: {listing}; try again in a few seconds")

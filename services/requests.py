@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import httpx
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -160,11 +161,11 @@ class VideoIntake:
                 ask.video_url,
                 policy=self._policy,
                 limit_bytes=self._settings.max_upload_bytes,
-                timeout_seconds=self._settings.request_timeout_seconds,
+                timeout_seconds=self._settings.upload_timeout_seconds,
                 sink=cast("BinaryIO", sink),
             )
             sink.seek(0)
-            return await self.put(cast("BinaryIO", sink), ask.video_url.rpartition("/")[2])
+            return await self.put(cast("BinaryIO", sink), httpx.URL(ask.video_url).path)
 
     async def put(self, file: BinaryIO, filename: str) -> StoredBlob:
         """Store a local file.

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
 from fastervlm_video.cache import TokenCache, video_key
-from fastervlm_video.errors import DeadlineExceededError, InvalidRequestError
+from fastervlm_video.errors import DeadlineExceededError, InvalidRequestError, UnavailableError
 from fastervlm_video.plan import ModelFacts
 from fastervlm_video.prune import get_method, method_names
 from services.answering import Answering, Question
@@ -129,14 +129,13 @@ async def _answer(request: Request, service: VideoService) -> Response:
         raise DeadlineExceededError(
             f"the request was not received within {settings.upload_timeout_seconds:g} s; upload large files first"
         ) from exc
-    salt = settings.tenant_salt.get_secret_value().encode()
     question = Question(
         request_id=request_id,
         digest=blob.digest,
         text=ask.question,
         sampling=choices.sampling,
         prune=choices.prune,
-        plan=facts.plan(blob.digest, choices.sampling, choices.prune, salt=salt),
+        plan=facts.plan(blob.digest, choices.sampling, choices.prune, salt=settings.salt),
         params=choices.params,
     )
     builder = AnswerBuilder(
@@ -194,9 +193,12 @@ def _add_files(router: APIRouter, service: VideoService) -> None:
     async def delete_file(id: str) -> DeletedFile:  # noqa: A002
         """Removes the file and the visual tokens that were cached of it."""
         digest = parse_file_id(id)
+        # The file goes first, so that whoever is encoding it now sees that it is gone and drops the result;
+        # deleting is safe to repeat, should the cache be out of reach.
         deleted = await asyncio.to_thread(service.blobs.delete, digest)
-        salt = service.settings.tenant_salt.get_secret_value().encode()
-        await asyncio.to_thread(service.cache.delete_video, video_key(digest, salt=salt))
+        removed = await asyncio.to_thread(service.cache.delete_video, video_key(digest, salt=service.settings.salt))
+        if removed is None:
+            raise UnavailableError("the file is deleted, but its cached tokens could not be reached; delete it again")
         return DeletedFile(id=id, deleted=deleted)
 
 

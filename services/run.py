@@ -2,20 +2,27 @@
 
 import logging
 import os
+import re
 import signal
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from fastervlm_video.cache import EmbeddedRedis
+from fastervlm_video.errors import UnavailableError
 from services.proxy import PROXY_CALLBACK
 from services.settings import STAGES, Settings
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeStatus
 
 __all__ = ["running_service", "wait_for_signal"]
 
 logger = logging.getLogger(__name__)
 
 _LOOPBACK = "127.0.0.1"
+_SIGNAL_POLL_SECONDS = 0.2
 
 
 def _prepare_environment() -> None:
@@ -51,6 +58,16 @@ def _start_ray(settings: Settings, *, show_logs: bool) -> None:
     )
 
 
+def _why_not_started(status: "ServeStatus", app_name: str) -> str:
+    """What the failed stages said, in one line: the last line of a traceback names the error."""
+    reasons = []
+    for name, stage in status.applications[app_name].deployments.items():
+        lines = [line.strip() for line in stage.message.splitlines() if re.match(r"\s*[\w.]+(Error|Exception): ", line)]
+        if stage.status in {"UNHEALTHY", "DEPLOY_FAILED"}:
+            reasons.append(f"{name}: {lines[-1].rpartition('errors.')[2] if lines else stage.message.strip()}")
+    return "the service did not start: " + ("; ".join(reasons) or "see the log")
+
+
 @contextmanager
 def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[str]:
     """The whole service, ready to answer, for as long as the block runs.
@@ -64,7 +81,7 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
 
     Raises:
         InvalidRequestError: the runtime folder cannot be used.
-        RuntimeError: a stage failed to start; Serve's message says which and why.
+        UnavailableError: a stage failed to start; the message says which and why.
     """
     _prepare_environment()
     import ray
@@ -86,19 +103,24 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
             logging_config=LoggingConfig(log_level=settings.log_level),
         )
         stack.callback(serve.delete, APP_NAME)  # other applications on a shared cluster are left alone
-        serve.run(build_app(settings), name=APP_NAME, route_prefix="/", logging_config=None)
+        try:
+            serve.run(build_app(settings), name=APP_NAME, route_prefix="/", logging_config=None)
+        except RuntimeError as exc:
+            raise UnavailableError(_why_not_started(serve.status(), APP_NAME)) from exc
         host = _LOOPBACK if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
         yield f"http://{host}:{settings.port}"
 
 
 def wait_for_signal() -> None:
     """Block until SIGINT or SIGTERM; a second one ends the process at once."""
-    asked = threading.Event()
+    asked = False
 
     def stop(number: int, _frame: object) -> None:
+        nonlocal asked
         signal.signal(number, signal.SIG_DFL)
-        asked.set()
+        asked = True
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    asked.wait()
+    while not asked:  # a signal that another thread receives wakes nobody, so look now and then
+        time.sleep(_SIGNAL_POLL_SECONDS)

@@ -90,7 +90,7 @@ class VideoBlock(BaseModel):
 class AskResponse(BaseModel):
     """An answer, and how it came about."""
 
-    id: str = Field(description="Id of this answer; also in the `x-request-id` header.")
+    id: str = Field(description="`ask-` and the request id, which is also in the `x-request-id` header.")
     object: Literal["video.answer"] = "video.answer"
     created: int = Field(description="Seconds since 1970.")
     model: str = Field(description="The model that answered.")

@@ -59,6 +59,12 @@ def _host_rules(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _shared_redis(value: str | None) -> str | None:
+    if value is None or value in {"off", "none://"} or value.startswith(("redis://", "rediss://", "unix://")):
+        return value
+    raise ValueError("must begin with redis://, rediss:// or unix://, or be `off`")
+
+
 def _networks(value: object) -> object:
     """Networks parsed here, for one plain message instead of pydantic's two about either version of IP."""
     items = _split(value)
@@ -129,7 +135,7 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", min_length=1, description="`auto`, `cpu`, `cuda` or `cuda:N`.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         default="auto",
-        description="Precision of the weights; `auto` is float32 on a CPU and the checkpoint's on a GPU.",
+        description="Precision of the weights; `auto` is float32 on a CPU and bfloat16 on a GPU.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe log level."
@@ -143,11 +149,12 @@ class Settings(BaseSettings):
         "unset: `fastervlm-video-<uid>` in the system's temporary folder.",
     )
 
-    redis_url: str | None = Field(
+    redis_url: Annotated[str | None, AfterValidator(_shared_redis)] = Field(
         default=None,
         repr=False,
         validation_alias=AliasChoices(f"{ENV_PREFIX}REDIS_URL", "REDIS_URL"),
-        description="`redis://`, `rediss://` or `unix://` URL; `REDIS_URL` is read too. Unset: a Redis of our own.",
+        description="`redis://`, `rediss://` or `unix://` URL, or `off`; `REDIS_URL` is read too. Unset: a Redis of "
+        "our own.",
     )
     cache_ttl_seconds: float = Field(default=24 * 3600.0, gt=0, description="Lifetime of cached tokens.")
     cache_max_memory_bytes: int = Field(default=_GIB // 2, ge=1024**2, description="Memory of the Redis of our own.")
@@ -196,6 +203,9 @@ class Settings(BaseSettings):
         default=0.005, ge=0, le=1, description="How long the encoder waits for more frames to join a pass."
     )
     generator_max_batch_size: int = Field(default=8, ge=1, description="Answers generated side by side.")
+    max_concurrent_uploads: int = Field(
+        default=16, ge=1, description="Uploads received at a time, by each Api replica and each HTTP proxy."
+    )
     generator_max_queue: int = Field(default=64, ge=0, description="Requests waiting for a place in that batch.")
 
     video_url_allowed_hosts: HostList = Field(
@@ -210,7 +220,7 @@ class Settings(BaseSettings):
 
     api: StageSettings = StageSettings(max_replicas=2, max_ongoing_requests=128, num_cpus=0.1)
     decoder: StageSettings = StageSettings(max_replicas=2, max_ongoing_requests=2)
-    encoder: StageSettings = StageSettings(max_ongoing_requests=32)
+    encoder: StageSettings = StageSettings(max_ongoing_requests=64)
     generator: StageSettings = StageSettings(max_ongoing_requests=72)
 
     @model_validator(mode="after")
@@ -226,6 +236,11 @@ class Settings(BaseSettings):
         """One stage's settings by its name."""
         found: StageSettings = getattr(self, name)
         return found
+
+    @property
+    def salt(self) -> bytes:
+        """``tenant_salt`` as cache keys take it."""
+        return self.tenant_salt.get_secret_value().encode()
 
     def media_limits(self) -> MediaLimits:
         """The bounds for decoding."""

@@ -2,10 +2,10 @@
 
 ::
 
-    Api ── DecodeOrder ──▶ Decoder ── DecodedVideo ──▶ Encoder ── EncodedVideo ──▶ Generator ── StageEvent… ──▶ Api
+    Api ── DecodeOrder ──▶ Decoder ── DecodedVideo ──▶ Encoder ── EncodedTokens ──▶ Generator ── StageEvent… ──▶ Api
                                                           ▲ EncodeOrder               ▲ AnswerOrder
 
-``DecodedVideo`` and ``EncodedVideo`` travel by reference through Ray's object store, past the Api.
+``DecodedVideo`` and ``EncodedTokens`` travel by reference through Ray's object store, past the Api.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ __all__ = [
     "DecodeOrder",
     "DecodedVideo",
     "EncodeOrder",
-    "EncodedVideo",
+    "EncodedTokens",
     "StageEvent",
     "TokensMissing",
     "TokensReady",
@@ -64,18 +64,20 @@ class EncodeOrder:
     """To the Encoder: how to prune, and where in the cache the result belongs.
 
     Attributes:
+        digest: SHA-256 of the stored video.
         key: cache key of the result.
         prune: method and budget.
         fingerprint: the tower that the asker means; another one is refused.
     """
 
+    digest: str
     key: "CacheKey"
     prune: PruneSpec
     fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedVideo:
+class EncodedTokens:
     """From the Encoder to the Generator: exactly the bytes that are in the cache.
 
     Attributes:

@@ -1,13 +1,30 @@
 """Blocking work off the event loop, without leaving it running behind one's back."""
 
 import asyncio
+import errno
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import BinaryIO, ParamSpec, TypeVar
 
-__all__ = ["finish_in_thread"]
+from fastervlm_video.errors import StorageFullError
+
+__all__ = ["finish_in_thread", "write_to_disk"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def write_to_disk(file: BinaryIO, data: bytes | bytearray) -> None:
+    """Write to a temporary file.
+
+    Raises:
+        StorageFullError: the disk is full.
+    """
+    try:
+        file.write(data)
+    except OSError as exc:
+        if exc.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise StorageFullError("the disk for incoming videos is full; try again later") from exc
+        raise
 
 
 async def finish_in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

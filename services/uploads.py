@@ -21,7 +21,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from fastervlm_video.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMediaError
-from services.threads import finish_in_thread
+from services.threads import finish_in_thread, write_to_disk
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks  # exists for type checkers only
@@ -230,7 +230,7 @@ class _Form:
             await finish_in_thread(self._write, data)
 
     def _write(self, data: bytearray) -> None:
-        self._open().write(data)
+        write_to_disk(self._open(), data)
 
     def _open(self) -> BinaryIO:
         if self._file is None:

@@ -9,7 +9,6 @@ from fastervlm_video.cache.header import FORMAT_VERSION, EntryHeader, JsonScalar
 from fastervlm_video.cache.key import CacheKey, make_key, video_key
 from fastervlm_video.cache.memory import MemoryStore
 from fastervlm_video.cache.redis_store import MAX_ENTRY_BYTES, RedisServer, RedisStore
-from fastervlm_video.cache.singleflight import SingleFlight
 from fastervlm_video.cache.token_cache import CacheStats, TokenCache
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "NullStore",
     "RedisServer",
     "RedisStore",
-    "SingleFlight",
     "StoredHeader",
     "TokenCache",
     "TokenStore",

@@ -1,8 +1,8 @@
 """The child process that decodes one untrusted video and exits. Started by :mod:`fastervlm_video.media.sandbox`.
 
 Everything that must be imported or opened is, before the video's first byte is read; then the process
-gives up the right to open files and sockets, to start processes, to write, and to use more memory and
-processor time than the job allows.
+gives up opening files and sockets, gaining privileges, writing to files, and more memory and processor time
+than the job allows. (As any user but root it can start no process either; the kernel exempts root from that.)
 """
 
 import contextlib

@@ -90,6 +90,27 @@ def test_from_start_to_ctrl_c(started: ServiceProcess, tmp_path: Path) -> None:
     assert "Traceback" not in text
 
 
+def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    environment = {**os.environ, "FASTERVLM_RUNTIME_DIR": str(tmp_path / "run"), "FASTERVLM_PORT": str(free_port())}
+    command = [sys.executable, "-m", "services"]
+    environment["FASTERVLM_MODEL"] = "/nowhere/model"
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=START_SECONDS, check=False)
+    assert done.returncode == 2
+    assert done.stderr.decode() == "error: no model folder at /nowhere/model\n"
+
+
+def test_ctrl_c_before_it_is_ready(tmp_path: Path) -> None:
+    environment = {**os.environ, "FASTERVLM_RUNTIME_DIR": str(tmp_path / "run"), "FASTERVLM_PORT": str(free_port())}
+    with subprocess.Popen([sys.executable, "-m", "services"], env=environment, stderr=subprocess.PIPE) as process:
+        time.sleep(6)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=START_SECONDS)
+    assert process.returncode == 130, error.decode()
+    assert error.decode().strip().splitlines()[-1] == "Stopped before it was ready."
+    assert not psutil.wait_procs(children, timeout=20)[1]
+
+
 def test_settings_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
     environment = {**os.environ, "FASTERVLM_MIN_KEEP_RATIO": "0.5", "FASTERVLM_DEFAULT_KEEP_RATIO": "0.1"}
     command = [sys.executable, "-m", "services"]

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,6 +13,15 @@ import uvicorn
 from starlette.types import ASGIApp
 
 START_SECONDS = 20.0
+PATIENCE_SECONDS = 30.0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll, for what happens in another thread and has no event to wait for."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pytest
 from fastervlm_video.cache import MemoryStore, TokenCache, encode_tokens
 from fastervlm_video.plan import TokenPlan
 from services import encoding as module
-from services.encoding import SharedEncoding
+from services.encoding import ClaimBoard, SharedEncoding
 from services.handles import Encoding
 from tests.cache.samples import make_cache_key, make_tokens
 
@@ -34,7 +34,7 @@ class Replica:
     begun: list[Begun] = field(default_factory=list)
 
     def share(self) -> SharedEncoding:
-        return SharedEncoding(self.cache, PLAN, self._begin)
+        return SharedEncoding(ClaimBoard(self.cache), PLAN, self._begin)
 
     def _begin(self) -> Encoding:
         self.begun.append(Begun())
@@ -110,7 +110,7 @@ async def test_a_start_that_fails_reaches_the_waiters_and_frees_the_claim(cache:
     def fail() -> Encoding:
         raise RuntimeError("no handle")
 
-    shared = SharedEncoding(cache, PLAN, fail)
+    shared = SharedEncoding(ClaimBoard(cache), PLAN, fail)
     with pytest.raises(RuntimeError, match="no handle"):
         await shared.wait()
     await _settle()

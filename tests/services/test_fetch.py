@@ -13,6 +13,7 @@ import pytest
 from fastervlm_video.errors import DeadlineExceededError, PayloadTooLargeError, UrlFetchError, UrlNotAllowedError
 from services.fetch import fetch_video, resolve_host
 from services.url_policy import UrlPolicy
+from tests.services.certificates import write_self_signed
 from tests.services.live import QuietHandler, serve_http
 
 HOST = "video.example.test"
@@ -20,7 +21,6 @@ LOOPBACK = ("127.0.0.0/8",)
 VIDEO = random.Random(0).randbytes(700_000)
 LIMIT = 1_000_000
 LIVENESS_SECONDS = 30.0
-CERTIFICATE = Path(__file__).parent / "data" / f"{HOST}.pem"  # self-signed, for this name only; its key is no secret
 
 
 class Origin:
@@ -348,12 +348,13 @@ async def test_a_cancelled_download_has_stopped_writing(origin: Origin) -> None:
     assert len(sink.getvalue()) > 0
 
 
-async def test_tls_is_verified_against_the_name_and_not_the_address() -> None:
+async def test_tls_is_verified_against_the_name_and_not_the_address(tmp_path: Path) -> None:
+    certificate = write_self_signed(tmp_path / f"{HOST}.pem", HOST)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(CERTIFICATE)
+    server.load_cert_chain(certificate)
     names: list[str | None] = []
     server.sni_callback = lambda _socket, name, _context: names.append(name)
-    trusting = ssl.create_default_context(cafile=str(CERTIFICATE))
+    trusting = ssl.create_default_context(cafile=str(certificate))
     origin = Origin()
     with serve_http(origin.respond, tls=server) as origin.port:
         policy = policy_for(origin, f"other.example.test:{origin.port}")

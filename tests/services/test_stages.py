@@ -1,0 +1,203 @@
+"""The Decoder, Encoder and Generator classes themselves: real model, real Redis, no cluster around them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.serve import context
+from ray.serve._private.common import DeploymentID, ReplicaID
+from ray.serve._private.config import DeploymentConfig
+
+from fastervlm_video.cache import decode_tokens
+from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
+from fastervlm_video.errors import (
+    FingerprintMismatchError,
+    InvalidRequestError,
+    MediaError,
+    TokenFormatError,
+    UnavailableError,
+    VideoNotFoundError,
+)
+from fastervlm_video.media import write_video
+from fastervlm_video.mini import random_scene, render_scene
+from fastervlm_video.plan import ModelFacts
+from services.decoder import Decoder
+from services.encoder import Encoder
+from services.generator import Generator
+from services.settings import Settings, load_settings
+from services.stages import (
+    AnswerDone,
+    AnswerOrder,
+    AnswerText,
+    DecodedVideo,
+    DecodeOrder,
+    EncodedTokens,
+    EncodeOrder,
+    StageEvent,
+    TokensMissing,
+    TokensReady,
+)
+from services.stores import open_blob_store
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # a batch queue belongs to the loop of its replica
+
+SAMPLING = FrameSampling(4)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return load_settings(runtime_dir=tmp_path_factory.mktemp("s") / "run", max_batch_frames=8)
+
+
+@pytest.fixture(scope="module")
+def facts() -> ModelFacts:
+    return ModelFacts.open("mini")
+
+
+@pytest.fixture(scope="module")
+def decoder(settings: Settings) -> Iterator[Decoder]:
+    stage = Decoder(settings)
+    yield stage
+    stage._sandbox.close()
+
+
+@pytest.fixture(scope="module")
+def encoder(settings: Settings) -> Iterator[Encoder]:
+    pretend: Any = context
+    # serve.batch looks up its deployment's queue length; it is otherwise plain asyncio.
+    pretend._set_internal_replica_context(
+        replica_id=ReplicaID("r", DeploymentID("Encoder")),
+        servable_object=None,
+        _deployment_config=DeploymentConfig(max_ongoing_requests=settings.encoder.max_ongoing_requests),
+        rank=None,
+        world_size=1,
+    )
+    stage = Encoder(settings)
+    yield stage
+    stage._cache.close()
+    pretend._INTERNAL_REPLICA_CONTEXT = None
+
+
+@pytest.fixture
+def generator(settings: Settings) -> Iterator[Generator]:
+    stage = Generator(settings)
+    yield stage
+    stage._engine.close()
+    stage._cache.close()
+
+
+@pytest.fixture(scope="module")
+def digest(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("v") / "v.mp4"
+    write_video(path, render_scene(random_scene(5), num_frames=24, height=96, width=128), fps=12)
+    return open_blob_store(settings).put(BytesIO(path.read_bytes()), filename="v.mp4").digest
+
+
+def _orders(facts: ModelFacts, digest: str, keep_tokens: int) -> tuple[EncodeOrder, AnswerOrder]:
+    prune = PruneSpec(keep_tokens=keep_tokens)
+    plan = facts.plan(digest, SAMPLING, prune)
+    encode = EncodeOrder(digest, plan.key, prune, facts.fingerprint)
+    answer = AnswerOrder("r", "What is it?", plan.key, keep_tokens, facts.fingerprint, SamplingParams(max_tokens=5))
+    return encode, answer
+
+
+async def _decode(decoder: Decoder, facts: ModelFacts, digest: str) -> DecodedVideo:
+    return await decoder.decode(DecodeOrder(digest, SAMPLING, facts.preprocessing.resize))
+
+
+async def _events(stream: AsyncIterator[StageEvent]) -> list[StageEvent]:
+    return [event async for event in stream]
+
+
+async def test_from_bytes_to_words(
+    decoder: Decoder, encoder: Encoder, generator: Generator, facts: ModelFacts, digest: str
+) -> None:
+    encode, answer = _orders(facts, digest, 5)
+    assert await _events(generator.generate(answer)) == [TokensMissing()]
+    decoded = await _decode(decoder, facts, digest)
+    assert decoded.frames.frames_thwc_u8.shape == (4, 112, 112, 3)
+    encoded = await encoder.encode(decoded, encode)
+    assert encoded.seconds.keys() == {"decode", "encode"}
+    handed, cached = [await _events(generator.generate(answer, source)) for source in (encoded, None)]
+    for events in (handed, cached):
+        assert isinstance(events[0], TokensReady)
+        assert (events[0].tokens_kept, events[0].tokens_full) == (4 * 5, 4 * 64)
+        assert isinstance(events[-1], AnswerDone)
+    text = ["".join(e.text for e in events if isinstance(e, AnswerText)) for events in (handed, cached)]
+    assert text[0] == text[1] != ""
+    smaller = await _events(generator.generate(replace(answer, tokens_per_frame=2)))
+    assert isinstance(smaller[0], TokensReady)
+    assert smaller[0].tokens_kept == 4 * 2
+    assert await _events(generator.generate(replace(answer, tokens_per_frame=6))) == [TokensMissing()]
+
+
+async def test_other_checkpoints_are_refused(
+    decoder: Decoder, encoder: Encoder, generator: Generator, facts: ModelFacts, digest: str
+) -> None:
+    encode, answer = _orders(facts, digest, 3)
+    decoded = await _decode(decoder, facts, digest)
+    with pytest.raises(FingerprintMismatchError, match="upgrade"):
+        await encoder.encode(decoded, replace(encode, fingerprint="0" * 64))
+    with pytest.raises(FingerprintMismatchError, match="upgrade"):
+        await _events(generator.generate(replace(answer, fingerprint="0" * 64)))
+    blob = (await encoder.encode(decoded, encode)).blob
+    damaged = EncodedTokens(blob[:-1] + bytes([blob[-1] ^ 1]), {})
+    with pytest.raises(TokenFormatError):
+        await _events(generator.generate(answer, damaged))
+
+
+async def test_videos_are_encoded_together_and_one_bad_order_fails_alone(
+    decoder: Decoder, encoder: Encoder, facts: ModelFacts, digest: str
+) -> None:
+    decoded = await _decode(decoder, facts, digest)
+    passes: list[int] = []
+    hook = encoder._encoder.tower.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        orders = [_orders(facts, digest, keep)[0] for keep in (1, 4, 9, 64)]
+        bad = replace(orders[0], prune=PruneSpec(keep_tokens=65))
+        results = await asyncio.gather(*(encoder.encode(decoded, o) for o in (*orders, bad)), return_exceptions=True)
+    finally:
+        hook.remove()
+    assert isinstance(results[-1], InvalidRequestError)
+    counts = [decode_tokens(r.blob).counts[0] for r in results[:-1] if isinstance(r, EncodedTokens)]
+    assert counts == [1, 4, 9, 64]
+    assert len(passes) < 4  # 16 frames, at most 8 in a pass
+
+
+async def test_a_video_that_is_gone_or_no_video(
+    decoder: Decoder, facts: ModelFacts, settings: Settings, tmp_path: Path
+) -> None:
+    with pytest.raises(VideoNotFoundError):
+        await _decode(decoder, facts, "0" * 64)
+    garbage = open_blob_store(settings).put(BytesIO(b"\0\0\0\x18ftypmp42" + bytes(500)), filename="x").digest
+    with pytest.raises(MediaError):
+        await _decode(decoder, facts, garbage)
+
+
+async def test_an_answer_nobody_waits_for_is_given_up(
+    decoder: Decoder, encoder: Encoder, generator: Generator, facts: ModelFacts, digest: str
+) -> None:
+    encode, answer = _orders(facts, digest, 4)
+    encoded = await encoder.encode(await _decode(decoder, facts, digest), encode)
+    long = replace(answer, sampling=SamplingParams(max_tokens=1500))
+    async with aclosing(generator.generate(long, encoded)) as stream:
+        assert isinstance(await anext(stream), TokensReady)
+        await anext(stream)
+        assert generator._engine.running == 1
+    for _ in range(100):
+        if generator._engine.running == 0:
+            break
+        await asyncio.sleep(0.02)
+    assert generator._engine.running == 0
+
+
+async def test_a_dead_engine_is_reported_to_serve(generator: Generator) -> None:
+    generator.check_health()
+    generator._engine.close()
+    with pytest.raises(UnavailableError, match="died"):
+        generator.check_health()

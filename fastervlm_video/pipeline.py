@@ -2,11 +2,11 @@
 
 import hashlib
 import os
+import threading
 import time
 import uuid
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -108,6 +108,10 @@ class VideoQA:
         self._prune = prune or PruneSpec()
         self._sampling = sampling or FrameSampling()
         self._device, self._dtype = device, dtype
+        self._loading = threading.RLock()
+        self._encoder: VisionEncoder | None = None
+        self._engine: Engine | None = None
+        self._owns_cache = cache is None
         self._cache = cache or TokenCache(MemoryStore(_DEFAULT_CACHE_BYTES), dtype=STORAGE_DTYPE)
         self._limits = limits or MediaLimits()
 
@@ -154,14 +158,23 @@ class VideoQA:
         sampling = FrameSampling(num_frames)
         return cls(facts, prune=prune, sampling=sampling, device=device, dtype=dtype, cache=cache, limits=limits)
 
-    @cached_property
+    @property
     def encoder(self) -> VisionEncoder:
         """The vision half; loaded on first use."""
-        return self.facts.checkpoint.load_vision(self._device, self._dtype)
+        with self._loading:
+            if self._encoder is None:
+                self._encoder = self.facts.checkpoint.load_vision(self._device, self._dtype)
+            return self._encoder
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
         """The language half, in an engine; loaded on first use."""
+        with self._loading:
+            if self._engine is None:
+                self._engine = self._start_engine()
+            return self._engine
+
+    def _start_engine(self) -> Engine:
         half = self.facts.checkpoint.load_language(self._device, self._dtype)
         return BatchEngine(half, self.facts.checkpoint.tokenizer)
 
@@ -210,6 +223,15 @@ class VideoQA:
             tokens = decode_tokens(blob)  # the values as stored, so that an answer never depends on the cache's state
         return EncodedVideo(tokens, digest, "hit" if cached else "miss", seconds, frames)
 
+    def check_question(self, question: str, params: SamplingParams | None = None) -> None:
+        """Find what is wrong with a question before any work is done for it, at the default budget.
+
+        Raises:
+            InvalidRequestError: the question is empty or contains a reserved token.
+            ContextLengthError: prompt, video and answer exceed the model's context.
+        """
+        self.facts.prompt(question, self.facts.num_visual(self._sampling, self._prune), params or SamplingParams())
+
     def ask(self, video: EncodedVideo | Source, question: str, params: SamplingParams | None = None) -> Answer:
         """Answer a question. Safe to call from several threads at once: their requests are batched.
 
@@ -223,7 +245,8 @@ class VideoQA:
             ContextLengthError: prompt, video and answer exceed the model's context.
             FingerprintMismatchError: the video was encoded with another checkpoint.
         """
-        result = generate(self.engine, self._request(video, question, params))
+        request = self._request(video, question, params)
+        result = generate(self.engine, request)
         timings = result.timings
         seconds = {"first_token": timings.ttft_seconds, "generate": timings.total_seconds}
         return Answer(result.text, result.finish_reason, result.usage, seconds)
@@ -236,13 +259,18 @@ class VideoQA:
         Raises:
             FasterVLMError: as :meth:`ask`.
         """
-        for event in iter_events(self.engine, self._request(video, question, params)):
+        request = self._request(video, question, params)
+        for event in iter_events(self.engine, request):
             if isinstance(event, TextDelta):
                 yield event.text
 
     def _request(self, video: EncodedVideo | Source, question: str, params: SamplingParams | None) -> GenerationRequest:
         params = params or SamplingParams()
-        encoded = video if isinstance(video, EncodedVideo) else self.encode_video(video)
+        if isinstance(video, EncodedVideo):
+            encoded = video
+        else:
+            self.check_question(question, params)
+            encoded = self.encode_video(video)
         tokens = encoded.tokens
         if tokens.fingerprint != self.facts.fingerprint:
             raise FingerprintMismatchError(
@@ -253,11 +281,12 @@ class VideoQA:
         return GenerationRequest(request_id=uuid.uuid4().hex, prompt=prompt, visual=tokens.sequence(), sampling=params)
 
     def close(self) -> None:
-        """End the engine, if it was started, and let go of the cache."""
-        engine = self.__dict__.pop("engine", None)
-        if engine is not None:
-            engine.close()
-        self._cache.close()
+        """End the engine, if it was started, and the cache, if it was not given to the constructor."""
+        with self._loading:
+            if self._engine is not None:
+                self._engine.close()
+            if self._owns_cache:
+                self._cache.close()
 
     def __enter__(self) -> Self:
         return self

@@ -228,7 +228,7 @@ def test_serve_becomes_the_service_with_its_options_in_the_environment(
         monkeypatch.setenv(f"FASTERVLM_{name}", "before")
     with pytest.raises(Replaced):
         run("serve", "--port", 8123, "--model", "/models/x")
-    assert replaced == [(sys.executable, [sys.executable, "-m", "services"])]
+    assert replaced == [(sys.executable, [sys.executable, "-P", "-m", "services"])]
     found = [os.environ[f"FASTERVLM_{name}"] for name in ("MODEL", "HOST", "PORT")]
     assert found == ["/models/x", "before", "8123"]
 

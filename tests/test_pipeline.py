@@ -1,7 +1,7 @@
 import hashlib
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from fastervlm_video.errors import (
 )
 from fastervlm_video.media import write_video
 from fastervlm_video.mini import MINI_NAME, random_scene, render_scene
+from fastervlm_video.models import Checkpoint
 from fastervlm_video.pipeline import Source
 from fastervlm_video.plan import STORAGE_DTYPE
 from fastervlm_video.vision import EncodeJob
@@ -64,13 +65,26 @@ def shared(checkpoint: Path) -> Iterator[VideoQA]:
 
 @pytest.fixture
 def qa(shared: VideoQA) -> Iterator[VideoQA]:
-    """With an empty cache of its own; the model is the shared one."""
-    fresh = VideoQA(shared.facts, prune=PruneSpec(keep_ratio=0.25), sampling=FrameSampling(FRAMES))
-    fresh.__dict__["encoder"] = shared.encoder
-    fresh.__dict__["engine"] = shared.engine
-    yield fresh
-    fresh.__dict__.pop("engine")
-    fresh.close()
+    """With an empty cache of its own."""
+    with VideoQA(shared.facts, prune=PruneSpec(keep_ratio=0.25), sampling=FrameSampling(FRAMES)) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The halves that are loaded, as they are."""
+    halves: list[str] = []
+    for name in ("load_vision", "load_language"):
+        monkeypatch.setattr(Checkpoint, name, recording(name, getattr(Checkpoint, name), halves))
+    return halves
+
+
+def recording(name: str, original: Callable[..., object], calls: list[str]) -> Callable[..., object]:
+    def call(*args: object) -> object:
+        calls.append(name)
+        return original(*args)
+
+    return call
 
 
 def test_encoding_once_answers_many_questions(qa: VideoQA, clips: list[Path]) -> None:
@@ -140,13 +154,13 @@ def test_what_changes_the_tokens_changes_the_key(qa: VideoQA, clips: list[Path])
 def test_the_answer_does_not_depend_on_the_state_of_the_cache(qa: VideoQA, shared: VideoQA, clips: list[Path]) -> None:
     caches = [TokenCache(NullStore(), dtype=STORAGE_DTYPE), TokenCache(MemoryStore(2**24), dtype=STORAGE_DTYPE)]
     for prune in (PruneSpec(keep_tokens=5), PruneSpec(keep_ratio=1.0, keep_cls=True)):
-        texts = []
+        answers = []
         for cache in caches:
-            qa._cache = cache
+            encoding = VideoQA(shared.facts, prune=prune, sampling=FrameSampling(FRAMES), cache=cache)
             for _ in range(2):
-                video = qa.encode_video(clips[2], prune=prune)
-                texts.append((qa.ask(video, QUESTION, SHORT).text, video.tokens.features.sum().item()))
-        assert len(set(texts)) == 1
+                video = encoding.encode_video(clips[2])
+                answers.append((shared.ask(video, QUESTION, SHORT).text, video.tokens.features.sum().item()))
+        assert len(set(answers)) == 1
     assert caches[0].stats().hits == 0
     assert caches[1].stats().hits == 2
 
@@ -269,12 +283,33 @@ def test_limits_hold(checkpoint: Path, clips: list[Path]) -> None:
         assert qa.encode_video(clips[0], sampling=FrameSampling(3)).tokens.num_frames == 3
 
 
-def test_opening_loads_no_half_and_encoding_only_one(checkpoint: Path, clips: list[Path]) -> None:
+def test_each_half_is_loaded_when_it_is_needed(checkpoint: Path, clips: list[Path], loaded: list[str]) -> None:
     with VideoQA.from_pretrained(checkpoint, num_frames=FRAMES) as qa:
-        assert not {"encoder", "engine"} & qa.__dict__.keys()
-        qa.encode_video(clips[0])
-        assert "encoder" in qa.__dict__
-        assert "engine" not in qa.__dict__
+        assert loaded == []
+        video = qa.encode_video(clips[0])
+        assert loaded == ["load_vision"]
+        qa.ask(video, QUESTION, SHORT)
+        qa.ask(clips[1], QUESTION, SHORT)
+        assert loaded == ["load_vision", "load_language"]
+
+
+def test_threads_that_come_first_share_one_model(qa: VideoQA, clips: list[Path], loaded: list[str]) -> None:
+    together = threading.Barrier(4, timeout=30)
+
+    def ask(clip: Path) -> str:
+        together.wait()
+        return qa.ask(clip, QUESTION, SHORT).text
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(ask, [clips[0]] * 4))) == 1
+    assert sorted(loaded) == ["load_language", "load_vision"]
+
+
+def test_a_cache_that_was_given_is_not_closed(shared: VideoQA, clips: list[Path]) -> None:
+    cache = TokenCache(MemoryStore(2**24), dtype=STORAGE_DTYPE)
+    for state in ("miss", "hit"):
+        with VideoQA(shared.facts, cache=cache) as qa:
+            assert qa.encode_video(clips[0]).cache == state
 
 
 def test_closing_ends_the_engine_and_may_be_repeated(checkpoint: Path, clips: list[Path]) -> None:

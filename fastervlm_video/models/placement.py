@@ -19,9 +19,13 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if device == AUTO:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        placed = torch.device(device)
     except RuntimeError as error:
         raise InvalidRequestError(f"unknown device {device!r}: give auto, cpu, cuda or cuda:<number>") from error
+    gpus = torch.cuda.device_count()
+    if placed.type not in {"cpu", "cuda"} or (placed.type == "cuda" and (placed.index or 0) >= gpus):
+        raise InvalidRequestError(f"there is no device {str(device)!r} here ({gpus} GPUs): give auto or cpu")
+    return placed
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

@@ -16,7 +16,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.text import Text
 from typer.exceptions import TyperException
 
-from fastervlm_video.config import DEFAULT_KEEP_RATIO, DEFAULT_METHOD, DEFAULT_NUM_FRAMES, SamplingParams
+from fastervlm_video.config import (
+    DEFAULT_KEEP_RATIO,
+    DEFAULT_METHOD,
+    DEFAULT_NUM_FRAMES,
+    FrameSampling,
+    PruneSpec,
+    SamplingParams,
+)
 from fastervlm_video.errors import CheckpointError, FasterVLMError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -99,17 +106,9 @@ def ask(
     """
     with _one_line_errors(), _steps() as steps:
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-        qa = _open(
-            steps,
-            model=model,
-            keep_ratio=keep,
-            keep_tokens=keep_tokens,
-            keep_cls=keep_cls,
-            num_frames=frames,
-            method=method,
-            device=device,
-            revision=revision,
-        )
+        prune = PruneSpec(method=method, keep_ratio=keep, keep_tokens=keep_tokens, keep_cls=keep_cls)
+        _check_video(video)
+        qa = _open(steps, model=model, revision=revision, device=device, prune=prune, sampling=FrameSampling(frames))
         with qa:
             qa.check_question(question, params)
             encoded = _encode(steps, qa, video)
@@ -144,18 +143,12 @@ def show(
     fastervlm-video show clip.mp4 --out kept.png --keep 0.25
     """
     with _one_line_errors(), _steps() as steps:
+        prune = PruneSpec(method=method, keep_ratio=keep, keep_tokens=keep_tokens)
+        _check_video(video)
+        _check_picture(out)
+        qa = _open(steps, model=model, revision=revision, device=device, prune=prune, sampling=FrameSampling(frames))
         from fastervlm_video.picture import draw_kept_patches
 
-        qa = _open(
-            steps,
-            model=model,
-            keep_ratio=keep,
-            keep_tokens=keep_tokens,
-            num_frames=frames,
-            method=method,
-            device=device,
-            revision=revision,
-        )
         with qa:
             encoded = _encode(steps, qa, video)
             assert encoded.frames is not None
@@ -190,6 +183,21 @@ def serve(
                 os.environ[f"FASTERVLM_{name}"] = str(value)
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, "-P", "-m", "services"])  # noqa: S606 - ourselves
+
+
+def _check_video(video: Path) -> None:
+    """Before anything slow is loaded."""
+    if not video.exists():
+        raise InvalidInputError(f"cannot open {str(video)!r}: No such file or directory")
+    if not video.is_file():
+        raise InvalidInputError(f"cannot open {str(video)!r}: not a regular file")
+
+
+def _check_picture(out: Path) -> None:
+    if out.suffix.lower() != ".png":
+        raise InvalidInputError(f"the picture is a PNG: give --out a name that ends in .png, not {str(out)!r}")
+    if not out.absolute().parent.is_dir():
+        raise InvalidInputError(f"cannot write {str(out)!r}: No such file or directory")
 
 
 class _Steps:
@@ -230,16 +238,20 @@ def _print_error(message: str) -> None:
     Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "red"), " ".join(message.split())))
 
 
-def _open(steps: _Steps, **options: Any) -> "VideoQA":
+def _open(
+    steps: _Steps, *, model: str, revision: str | None, device: str, prune: PruneSpec, sampling: FrameSampling
+) -> "VideoQA":
     with steps.step("Loading the libraries"):
         from transformers.utils import logging as transformers_logging
 
         from fastervlm_video.pipeline import VideoQA
+        from fastervlm_video.plan import ModelFacts
 
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
     with steps.step("Opening the model"):
-        return VideoQA.from_pretrained(**options)
+        facts = ModelFacts.open(model, revision=revision)
+        return VideoQA(facts, prune=prune, sampling=sampling, device=device)
 
 
 def _encode(steps: _Steps, qa: "VideoQA", video: Path) -> "EncodedVideo":

@@ -302,6 +302,8 @@ def _content_digest(source: Source) -> str:
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     if isinstance(source, str | os.PathLike):
+        if Path(source).exists() and not Path(source).is_file():
+            raise VideoNotFoundError(f"cannot open {os.fspath(source)!r}: not a regular file")
         try:
             with Path(source).open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()

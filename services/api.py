@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import ray
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -77,7 +78,7 @@ def _warn_of_local_stores(settings: Settings) -> None:
 
 def create_http_app(service: VideoService) -> FastAPI:
     """The FastAPI application around a service. Middleware added last is outermost."""
-    app = FastAPI(
+    app = FastAPIOffline(  # the API pages load nothing from other hosts
         lifespan=functools.partial(_lifespan, service),
         title="FasterVLM video",
         version=fastervlm_video.__version__,

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
-from fastervlm_video.errors import InvalidRequestError, UnsupportedMediaError
+from fastervlm_video.errors import DeadlineExceededError, InvalidRequestError, UnsupportedMediaError
 from fastervlm_video.prune import get_method
 from services.blobs import BlobStore, StoredBlob, parse_file_id
 from services.fetch import fetch_video
@@ -28,6 +28,7 @@ from services.uploads import SpooledFile, parse_multipart
 __all__ = ["Choices", "VideoIntake", "choose", "read_ask"]
 
 _JSON = "application/json"
+_JSON_SECONDS = 10.0
 _MULTIPART = "multipart/form-data"
 
 
@@ -106,7 +107,10 @@ async def read_ask(request: Request, settings: Settings) -> AsyncIterator[tuple[
 
 async def _read_json(request: Request) -> Any:
     try:
-        return json.loads(await request.body())
+        async with asyncio.timeout(_JSON_SECONDS):  # it is small, and holds one of the places for questions
+            return json.loads(await request.body())
+    except TimeoutError as exc:
+        raise DeadlineExceededError(f"the request body was not received within {_JSON_SECONDS:g} s") from exc
     except ClientDisconnect as exc:
         raise InvalidRequestError("the connection was closed before the request body was complete") from exc
     except (ValueError, RecursionError) as exc:

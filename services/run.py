@@ -4,15 +4,17 @@ import logging
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from fastervlm_video.cache import EmbeddedRedis
-from fastervlm_video.errors import UnavailableError
+from fastervlm_video.errors import InvalidRequestError, UnavailableError
 from services.proxy import PROXY_CALLBACK
 from services.settings import STAGES, Settings
+from services.stores import open_blob_store
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeStatus
@@ -58,6 +60,26 @@ def _start_ray(settings: Settings, *, show_logs: bool) -> None:
     )
 
 
+def _check_port_is_free(settings: Settings) -> None:
+    """Ray's proxy shares a port with whoever else is on it, and each would then get some of the other's requests.
+
+    Raises:
+        InvalidRequestError: the port is in use, or the host is not an address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # but not SO_REUSEPORT
+            probe.bind(address)
+    except OSError as exc:
+        raise InvalidRequestError(
+            f"cannot listen on {settings.host} port {settings.port}: {exc.strerror}; set FASTERVLM_HOST and "
+            "FASTERVLM_PORT to what is free"
+        ) from exc
+
+
 def _why_not_started(status: "ServeStatus", app_name: str) -> str:
     """What the failed stages said, in one line: the last line of a traceback names the error."""
     reasons = []
@@ -80,7 +102,7 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
         The service's base URL.
 
     Raises:
-        InvalidRequestError: the runtime folder cannot be used.
+        InvalidRequestError: the runtime folder, the blob store or the port cannot be used.
         UnavailableError: a stage failed to start; the message says which and why.
     """
     _prepare_environment()
@@ -90,6 +112,8 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
 
     from services.app import APP_NAME, build_app
 
+    _check_port_is_free(settings)
+    open_blob_store(settings)  # for its checks, before the stages would fail at it
     with ExitStack() as stack:
         runtime_dir = settings.prepare_runtime_dir()
         if settings.redis_url is None:  # owned here, so that it lives as long as the service does

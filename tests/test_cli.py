@@ -110,7 +110,7 @@ def test_ask_json(run: Run, clip: Path, model: Path) -> None:
 
 
 def test_show_draws_a_png_whatever_its_name(run: Run, clip: Path, model: Path, tmp_path: Path) -> None:
-    for name in ("kept.png", "kept", "[bold]kept[red] with spaces.jpg"):
+    for name in ("kept.png", "[bold]kept[red] with spaces.PNG"):
         done = run("show", clip, "--out", tmp_path / name, "--model", model, "--frames", 4, "--keep", 0.25)
         assert (done.status, done.err) == (0, "")
         kept = f"{PATCHES} of {PATCHES * 4} visual tokens kept by cls_attention"
@@ -130,7 +130,7 @@ BadInput = Callable[[Path, Path, Path], Sequence[object]]
 
 BAD_INPUT: dict[str, tuple[BadInput, str]] = {
     "no such file": (lambda clip, model, tmp: ("ask", tmp / "none.mp4", "q", "-m", model), "No such file"),
-    "a folder": (lambda clip, model, tmp: ("ask", tmp, "q", "-m", model), "Is a directory"),
+    "a folder": (lambda clip, model, tmp: ("ask", tmp, "q", "-m", model), "not a regular file"),
     "not a video": (lambda clip, model, tmp: ("ask", model / "config.json", "q", "-m", model), "video"),
     "markup in a path": (lambda clip, model, tmp: ("ask", "[bold]a[/x].mp4", "q", "-m", model), "'[bold]a[/x].mp4'"),
     "a line break in a path": (lambda clip, model, tmp: ("ask", "a\nb.mp4", "q", "-m", model), "a\\nb.mp4"),
@@ -161,9 +161,10 @@ BAD_INPUT: dict[str, tuple[BadInput, str]] = {
         lambda clip, model, tmp: ("show", clip, "-m", model, "--frames", 1, "--out", tmp / "no" / "kept.png"),
         "cannot write",
     ),
+    "the video itself to write to": (lambda clip, model, tmp: ("show", clip, "--out", clip), "ends in .png"),
     "a folder to write to": (
         lambda clip, model, tmp: ("show", clip, "-m", model, "--frames", 1, "--out", tmp),
-        "Is a directory",
+        "ends in .png",
     ),
     "show without a file": (lambda clip, model, tmp: ("show", tmp / "[x]", "-o", tmp / "y", "-m", model), "[x]"),
     "not a number": (lambda clip, model, tmp: ("ask", clip, "q", "--frames", "many"), "'--frames'"),

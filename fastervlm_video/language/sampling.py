@@ -32,11 +32,13 @@ def sample_tokens(logits: Tensor, temperatures: Tensor, top_ps: Tensor, uniforms
     scaled = centred / torch.where(temperatures > 0, temperatures, 1.0)[:, None]
     probabilities, order = scaled.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     mass_before = probabilities.cumsum(dim=-1) - probabilities
-    nucleus = probabilities * (mass_before < top_ps[:, None])
+    within = mass_before < top_ps[:, None]
+    within[:, 0] = True  # a top_p that rounds to 0 still leaves the most probable token
+    nucleus = probabilities * within
     cumulative = nucleus.cumsum(dim=-1)
     # The first rank whose cumulative mass exceeds the drawn share of the nucleus' mass; rounding in the
     # product must not lead past the nucleus' last token.
     ranks = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(dim=-1)
-    last = (nucleus > 0).sum(dim=-1) - 1
+    last = ((nucleus > 0).sum(dim=-1) - 1).clamp_min(0)
     sampled = order.gather(-1, torch.minimum(ranks, last)[:, None])[:, 0]
     return torch.where(temperatures > 0, sampled, greedy)

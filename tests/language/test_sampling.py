@@ -91,3 +91,10 @@ def test_impossible_tokens_are_never_chosen() -> None:
 def test_tiny_temperatures_do_not_overflow() -> None:
     logits = np.array([1e4, 1e4 - 1, -1e4])
     assert sample(logits, 1e-30, 1.0, torch.tensor([0.999])).tolist() == [0]
+
+
+def test_a_nucleus_is_never_empty() -> None:
+    """A top_p that is positive as a double is 0 as a float."""
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 0.0, 0.0]])
+    chosen = sample_tokens(logits, torch.ones(2), torch.tensor([1e-46, 1.0]), torch.tensor([0.999, 0.0]))
+    assert chosen.tolist() == [1, 0]

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from fastervlm_video.errors import InvalidRequestError
 from services.http_errors import install_error_handlers
 from services.uploads import ParsedForm, parse_multipart
-from tests.services.live import serve_asgi
+from tests.services.live import serve_asgi, wait_until
 
 MAX_FILE = 3 * 1024**2
 BOUNDARY = "frontier"
@@ -184,10 +184,8 @@ def test_a_client_that_goes_away_leaves_nothing(server: Server) -> None:
         head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: {HEADERS['content-type']}\r\nContent-Length: 9999999"
         client.sendall(f"{head}\r\n\r\n".encode())
         client.sendall(part('form-data; name="file"; filename="a"', b"x" * (2 * 1024**2)))
-    for _ in range(500):
-        if not server.open_temporaries():
-            break
-        httpx.post(server.url, content=body(QUESTION), headers=HEADERS)
+        wait_until(lambda: server.open_temporaries() != [])
+    wait_until(lambda: server.open_temporaries() == [])
     assert all(form.file is None for form in server.forms[count:])
 
 

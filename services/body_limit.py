@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastervlm_video.errors import PayloadTooLargeError
 from services.http_errors import error_response
+from services.memory import release_freed_memory_soon
 
 __all__ = ["DEFAULT_SMALL_LIMIT_BYTES", "BodyLimitMiddleware"]
 
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_SMALL_LIMIT_BYTES = 1024**2
 _MULTIPART = b"multipart/form-data"
+_LARGE_BYTES = 4 * 1024**2
 
 # A server that closes a connection on which data is still arriving resets it, and the client may then lose
 # the answer. So what still comes is read and thrown away for a moment, within both of these bounds.
@@ -92,6 +94,9 @@ class _Counted:
             if not self._refused:
                 raise
             logger.info("the application gave up a request whose body was cut: %r", exc)
+        finally:
+            if self._seen_bytes > _LARGE_BYTES:
+                release_freed_memory_soon()
         if self._refused:
             await _end_refusal(self._receive, self._send)
 

@@ -1,8 +1,8 @@
 """What runs in Serve's HTTP proxy: the body limit, so that too large an upload is cut where it comes in.
 
 The proxy reads a request's body as fast as it arrives and forwards it to a replica. Cutting only in the
-replica would let the proxy's memory grow by whatever arrives until the replica has counted to the limit. So
-its memory is bounded by the upload limit times the number of uploads at a time, which is limited here too.
+replica would let the proxy's memory grow by whatever arrives until the replica has counted to the limit. Bodies
+are let in at a rate that a replica keeps up with, and only so many uploads at a time.
 """
 
 from starlette.middleware import Middleware
@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from services.admission import Admission
 from services.body_limit import BodyLimitMiddleware
 from services.middleware import AdmissionMiddleware
+from services.pacing import PacingMiddleware
 from services.paths import WORK_PATHS
 from services.settings import load_settings
 
@@ -25,5 +26,6 @@ def proxy_middleware() -> list[Middleware]:
     uploads = Admission(settings.max_concurrent_uploads)
     return [
         Middleware(AdmissionMiddleware, admission=uploads, paths=WORK_PATHS, content_type="multipart/form-data"),
+        Middleware(PacingMiddleware, bytes_per_second=settings.max_upload_bytes_per_second),
         Middleware(BodyLimitMiddleware, upload_limit_bytes=settings.max_upload_bytes, upload_paths=WORK_PATHS),
     ]

@@ -206,6 +206,9 @@ class Settings(BaseSettings):
     max_concurrent_uploads: int = Field(
         default=16, ge=1, description="Uploads received at a time, by each Api replica and each HTTP proxy."
     )
+    max_upload_bytes_per_second: int = Field(
+        default=64 * 1024**2, ge=64 * 1024, description="Rate at which the HTTP proxy lets one request body in."
+    )
     generator_max_queue: int = Field(default=64, ge=0, description="Requests waiting for a place in that batch.")
 
     video_url_allowed_hosts: HostList = Field(

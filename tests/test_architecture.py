@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": {"cache", "language", "media", "plan", "prune", "vision"},
     "picture": {"media", "vision"},
     "eval": {"media", "pipeline", "plan", "prune"},
-    "cli": {"eval", "media", "picture", "pipeline", "prune"},
+    "cli": {"eval", "media", "picture", "pipeline", "plan", "prune"},
     "": {"pipeline"},  # the package itself: its front door
 }
 

@@ -15,7 +15,7 @@ from fastervlm_video.mini import random_scene, render_scene
 from services.run import running_service
 from services.settings import Settings, load_settings
 
-MAX_UPLOAD_BYTES = 8 * 1024**2
+MAX_UPLOAD_BYTES = 64 * 1024**2
 MAX_IN_FLIGHT = 24
 TIMEOUT_SECONDS = 60.0
 

@@ -19,7 +19,7 @@ define compile
 	sed -i '/^torch==/,/[^\\]$$/d' $(2)
 endef
 
-.PHONY: help demo serve test check format lock clean
+.PHONY: help demo serve test check bench format lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -51,6 +51,9 @@ check: $(VENV)/.dev ## Lint, format check and types
 
 test: check ## All checks and all tests
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.run ## Cost of frames out of an hour against frames out of a minute
+	$(BIN)/python benchmarks/decode_seek.py
 
 format: $(VENV)/.dev ## Fix formatting and what the linter can fix
 	$(BIN)/ruff check --fix .

@@ -116,21 +116,36 @@ def _add_ask(router: APIRouter, service: VideoService) -> None:
 
 async def _answer(request: Request, service: VideoService) -> Response:
     begin = time.perf_counter()
+    question, streamed = await _receive(request, service)
+    builder = AnswerBuilder(
+        request_id=question.request_id,
+        model=service.facts.name,
+        digest=question.digest,
+        fetch_seconds=time.perf_counter() - begin,
+        begin=begin,
+    )
+    events = within_deadline(service.answering.events(question), service.settings.request_timeout_seconds)
+    if not streamed:
+        return JSONResponse((await collect_answer(events, builder)).model_dump())
+    first = await anext(events)
+    return EventStreamResponse(server_sent_events(first, events, builder, question.request_id), events)
+
+
+async def _receive(request: Request, service: VideoService) -> tuple[Question, bool]:
+    """Read, check and store; gives the question, and whether its answer is to be streamed."""
     settings, facts = service.settings, service.facts
-    request_id = request_id_of(request.scope)
     try:
-        async with asyncio.timeout(settings.upload_timeout_seconds):
-            async with read_ask(request, settings) as (ask, file):
-                choices = choose(ask, service.live, facts.patches_per_frame)
-                num_visual = facts.num_visual(choices.sampling, choices.prune)
-                facts.prompt(ask.question, num_visual, choices.params)  # refused before the video is stored
-                blob = await service.intake.store(ask, file)
+        async with asyncio.timeout(settings.upload_timeout_seconds), read_ask(request, settings) as (ask, file):
+            choices = choose(ask, service.live, facts.patches_per_frame)
+            num_visual = facts.num_visual(choices.sampling, choices.prune)
+            facts.prompt(ask.question, num_visual, choices.params)  # refused before the video is stored
+            blob = await service.intake.store(ask, file)
     except TimeoutError as exc:
         raise DeadlineExceededError(
             f"the request was not received within {settings.upload_timeout_seconds:g} s; upload large files first"
         ) from exc
     question = Question(
-        request_id=request_id,
+        request_id=request_id_of(request.scope),
         digest=blob.digest,
         text=ask.question,
         sampling=choices.sampling,
@@ -138,18 +153,7 @@ async def _answer(request: Request, service: VideoService) -> Response:
         plan=facts.plan(blob.digest, choices.sampling, choices.prune, salt=settings.salt),
         params=choices.params,
     )
-    builder = AnswerBuilder(
-        request_id=request_id,
-        model=facts.name,
-        digest=blob.digest,
-        fetch_seconds=time.perf_counter() - begin,
-        begin=begin,
-    )
-    events = within_deadline(service.answering.events(question), settings.request_timeout_seconds)
-    if not ask.stream:
-        return JSONResponse((await collect_answer(events, builder)).model_dump())
-    first = await anext(events)
-    return EventStreamResponse(server_sent_events(first, events, builder, request_id), events)
+    return question, ask.stream
 
 
 def _add_files(router: APIRouter, service: VideoService) -> None:

@@ -31,9 +31,6 @@ def _prepare_environment() -> None:
     """What Ray and Serve read from the environment when they are imported; what is set already stays."""
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", PROXY_CALLBACK)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if not os.environ.get("RAY_ADDRESS"):
-        # A private Ray's own ports listen on all interfaces; without the token nobody can use them.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _set_ray_log_level(level: int) -> None:

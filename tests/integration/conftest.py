@@ -71,7 +71,7 @@ def read_events(response: httpx.Response) -> list[tuple[str, Any]]:
     return events
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder, video_host = tmp_path_factory.mktemp("service"), f"127.0.0.1:{free_port()}"
     with pytest.MonkeyPatch.context() as patch:

@@ -102,10 +102,13 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 def test_ctrl_c_before_it_is_ready(tmp_path: Path) -> None:
     environment = {**os.environ, "FASTERVLM_RUNTIME_DIR": str(tmp_path / "run"), "FASTERVLM_PORT": str(free_port())}
     with subprocess.Popen([sys.executable, "-m", "services"], env=environment, stderr=subprocess.PIPE) as process:
-        time.sleep(6)
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=START_SECONDS)
+        try:
+            time.sleep(6)
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=START_SECONDS)
+        finally:
+            process.kill()
     assert process.returncode == 130, error.decode()
     assert error.decode().strip().splitlines()[-1] == "Stopped before it was ready."
     assert not psutil.wait_procs(children, timeout=20)[1]

@@ -1,9 +1,7 @@
 """Questions over HTTP: answers, cache, streaming, and that they are the library's own."""
 
 import concurrent.futures
-import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -140,11 +138,3 @@ def test_a_leader_that_leaves_does_not_fail_its_followers(service: Service) -> N
         answer = follower.result(TIMEOUT_SECONDS)
     assert answer.status_code == 200, answer.text
     assert answer.json()["video"]["cache"] == "miss"
-
-
-def test_an_http_client_needs_no_more_than_curl(service: Service, tmp_path: Path) -> None:
-    clip = tmp_path / "clip.mp4"
-    clip.write_bytes(service.new_video())
-    command = ["curl", "-sS", f"{service.url}/v1/ask", "-F", f"file=@{clip}", "-F", "question=What is it?"]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT_SECONDS)
-    assert b'"answer"' in done.stdout

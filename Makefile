@@ -2,13 +2,12 @@
 
 PYTHON ?= python3.11
 VENV   ?= .venv
-# Where torch comes from. On a machine without a GPU, TORCH_INDEX=cpu saves gigabytes of CUDA libraries;
-# any other value is passed to pip as the index address.
+# Where torch comes from. On a machine without a GPU, the address of PyTorch's CPU-only package index (its
+# installation page has it) saves gigabytes of CUDA libraries.
 TORCH_INDEX ?=
 TORCH_VERSION := 2.13.0
 
 BIN := $(VENV)/bin
-torch_index = $(if $(filter cpu,$(TORCH_INDEX)),https://download.pytorch.org/whl/cpu,$(TORCH_INDEX))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # torch is left out of the lock files: which build is right depends on the machine (see TORCH_INDEX).
@@ -30,7 +29,7 @@ $(VENV)/.run: requirements.lock pyproject.toml
 	@echo "installing into $(VENV) (the first time takes a minute or two) ..."
 	$(PIP) install --upgrade pip
 	$(PIP) install --require-hashes -r requirements.lock
-	$(PIP) install $(if $(torch_index),--index-url $(torch_index)) torch==$(TORCH_VERSION)
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH_VERSION)
 	PYTHONWARNINGS=ignore $(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -169,6 +169,16 @@ async def test_videos_are_encoded_together_and_one_bad_order_fails_alone(
     assert len(passes) < 4  # 16 frames, at most 8 in a pass
 
 
+async def test_tokens_of_a_video_deleted_meanwhile_are_not_kept(
+    decoder: Decoder, encoder: Encoder, facts: ModelFacts, digest: str
+) -> None:
+    decoded, gone = await _decode(decoder, facts, digest), "f" * 64
+    for known, kept in ((digest, True), (gone, False)):
+        encode, _ = _orders(facts, known, 2)
+        assert (await encoder.encode(decoded, encode)).blob
+        assert encoder._cache.holds(encode.key, 2) is kept
+
+
 async def test_a_video_that_is_gone_or_no_video(
     decoder: Decoder, facts: ModelFacts, settings: Settings, tmp_path: Path
 ) -> None:

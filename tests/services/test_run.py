@@ -1,10 +1,14 @@
 """What a failed start says."""
 
 import dataclasses
+import socket
 
+import pytest
 from ray.serve.schema import ApplicationStatus, ServeStatus
 
-from services.run import _why_not_started
+from fastervlm_video.errors import InvalidRequestError
+from services.run import _check_port_is_free, _why_not_started
+from services.settings import load_settings
 from tests.services.test_readiness import APP, RUNNING, serving, stage
 
 TRACEBACK = """The deployment failed to start 3 times in a row. This may be due to a problem with its constructor.
@@ -29,3 +33,16 @@ def test_the_error_is_found_in_the_traceback() -> None:
 def test_a_message_without_a_traceback_is_passed_on() -> None:
     assert _why_not_started(_status("UNHEALTHY", "no GPU "), APP) == "the service did not start: Generator: no GPU"
     assert _why_not_started(_status("HEALTHY", ""), APP) == "the service did not start: see the log"
+
+
+def test_a_port_in_use_is_refused_before_anything_starts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(InvalidRequestError, match=rf"cannot listen on 127.0.0.1 port {port}: .*in use"):
+            _check_port_is_free(load_settings(port=port))
+    _check_port_is_free(load_settings(port=port))
+
+
+def test_a_host_that_is_not_ours_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match=r"cannot listen on 192\.0\.2\.77 port"):
+        _check_port_is_free(load_settings(host="192.0.2.77"))

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -34,9 +35,15 @@ def main() -> int:
         before it was ready.
     """
     console = Console(stderr=True)
+    asked_to_stop = threading.Event()
+
+    def stop(_number: int, _frame: object) -> None:
+        asked_to_stop.set()
+        raise KeyboardInterrupt
+
     # SIGINT, too: a shell starts background jobs with it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, stop)
     try:
         settings = load_settings()
         _check_model(settings.model)
@@ -46,6 +53,8 @@ def main() -> int:
                 from services.run import running_service, wait_for_signal
 
                 url = stack.enter_context(running_service(settings))
+            if asked_to_stop.is_set():  # the exception was swallowed on its way, in a callback of a library
+                raise KeyboardInterrupt
             console.print(f"Ready at [bold]{url}[/bold] (API pages: {url}/docs). Ctrl-C stops it.", soft_wrap=True)
             wait_for_signal()
             console.print("Stopping …")

@@ -87,10 +87,8 @@ def create_http_app(service: VideoService) -> FastAPI:
     )
     app.include_router(build_router(service))
     install_error_handlers(app)
-    app.add_middleware(
-        BodyLimitMiddleware, upload_limit_bytes=service.settings.max_upload_bytes, upload_paths=WORK_PATHS
-    )
     settings = service.settings
+    app.add_middleware(BodyLimitMiddleware, upload_limit_bytes=settings.max_upload_bytes, upload_paths=WORK_PATHS)
     questions, uploads = Admission(settings.max_in_flight_requests), Admission(settings.max_concurrent_uploads)
     app.add_middleware(AdmissionMiddleware, admission=questions, paths=[ASK_PATH])
     app.add_middleware(AdmissionMiddleware, admission=uploads, paths=[FILES_PATH])

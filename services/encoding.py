@@ -15,6 +15,7 @@ from typing import TypeVar
 from fastervlm_video.cache import TokenCache
 from fastervlm_video.plan import TokenPlan
 from services.handles import Encoding
+from services.threads import finish
 
 __all__ = ["ClaimBoard", "SharedEncoding"]
 
@@ -56,12 +57,7 @@ class ClaimBoard:
         await self._run(lambda: self._cache.release(plan.key, owner))
 
     async def _run(self, call: Callable[[], T]) -> T:
-        running = asyncio.get_running_loop().run_in_executor(self._threads, call)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            await asyncio.wait([running])
-            raise
+        return await finish(asyncio.get_running_loop().run_in_executor(self._threads, call))
 
 
 class SharedEncoding:

@@ -7,7 +7,7 @@ from typing import BinaryIO, ParamSpec, TypeVar
 
 from fastervlm_video.errors import StorageFullError
 
-__all__ = ["finish_in_thread", "write_to_disk"]
+__all__ = ["finish", "finish_in_thread", "write_to_disk"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,11 +34,15 @@ async def finish_in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwar
     caller then closes the file to which the thread still writes. Here what was begun is over when this returns
     or raises, so ``work`` should be short.
     """
-    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    return await finish(asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs)))
+
+
+async def finish(running: asyncio.Future[R]) -> R:
+    """The result of work that was begun; if cancelled, wait until it is done, then go on unwinding."""
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(running)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # seen, and superseded by the cancellation
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # seen, and superseded by the cancellation
         raise

@@ -30,7 +30,7 @@ class TokenPlan:
 
     Attributes:
         key: where it is cached.
-        tokens_per_frame: patches kept in each frame.
+        tokens_per_frame: patches kept in each frame; on average, by methods that spread a video's budget.
         num_visual: visual tokens in the prompt, [CLS] tokens included.
     """
 
@@ -121,7 +121,7 @@ class ModelFacts:
         return TokenPlan(key, per_frame, self.num_visual(sampling, prune))
 
     def num_visual(self, sampling: FrameSampling, prune: PruneSpec) -> int:
-        """Visual tokens that a prompt will have.
+        """Visual tokens that a prompt will have, by all methods that promise a fixed total.
 
         Raises:
             InvalidRequestError: more tokens asked for than a frame has.

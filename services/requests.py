@@ -60,7 +60,7 @@ def choose(ask: AskRequest, live: LiveConfig, patches_per_frame: int) -> Choices
         keep_tokens=ask.keep_tokens,
         keep_cls=ask.keep_cls,
     )
-    if not get_method(prune.method).fixed_count:
+    if not get_method(prune.method).fixed_total:
         raise InvalidRequestError(f"{prune.method!r} keeps a number of tokens that depends on the video; use another")
     fewest = PruneSpec(keep_ratio=live.min_keep_ratio).tokens_per_frame(patches_per_frame)
     wanted = prune.tokens_per_frame(patches_per_frame)

@@ -246,7 +246,7 @@ def _model_object(service: VideoService) -> ModelObject:
         trained=facts.trained,
         context_length=facts.context_length,
         patches_per_frame=facts.patches_per_frame,
-        methods=[name for name in method_names() if get_method(name).fixed_count],
+        methods=[name for name in method_names() if get_method(name).fixed_total],
         default_method=live.default_method,
         default_keep_ratio=live.default_keep_ratio,
         default_num_frames=live.default_num_frames,

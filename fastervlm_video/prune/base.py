@@ -77,19 +77,23 @@ class Selection:
 
     Attributes:
         indices: int64 [sum(counts)], raster indices, frame after frame, best first within a frame.
-        scores: float32 [sum(counts)], non-increasing within a frame.
-        counts: how many were chosen in each of the T frames.
+        scores: float32 [sum(counts)], non-increasing within a frame; equal ones by index.
+        counts: how many were chosen in each of the T frames; some may be 0.
+        features: floating [sum(counts), C], of methods that merge patches: what stands for each chosen patch.
+            None is the patches' own features.
     """
 
     indices: Tensor
     scores: Tensor
     counts: tuple[int, ...]
+    features: Tensor | None = None
 
     @classmethod
-    def equal_counts(cls, indices: Tensor, scores: Tensor) -> "Selection":
-        """From ``indices`` and ``scores`` of shape [T, k]: the same count in every frame."""
+    def equal_counts(cls, indices: Tensor, scores: Tensor, features: Tensor | None = None) -> "Selection":
+        """From ``indices`` and ``scores`` [T, k] and ``features`` [T, k, C]: the same count in every frame."""
         frames, count = indices.shape
-        return cls(indices.flatten(), scores.flatten(), (count,) * frames)
+        merged = None if features is None else features.flatten(0, 1)
+        return cls(indices.flatten(), scores.flatten(), (count,) * frames, merged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +106,14 @@ class PruneMethod:
         select: the choice itself, a pure function.
         needs: the tensors it reads.
         nested: the tokens for a smaller budget are a prefix, frame by frame, of those for a larger one, so
-            that a cached entry can be sliced.
-        fixed_count: every frame gets exactly the budget, so prompt lengths are known before encoding.
+            that a cached entry can be sliced. Needs ``fixed_count``.
+        fixed_count: every frame gets exactly the budget.
+        fixed_total: the video gets exactly T times the budget, however spread over its frames, so prompt
+            lengths are known before encoding. Follows from ``fixed_count``.
         seeded: the result depends on the seed.
+
+    Raises:
+        ValueError: the promises contradict each other.
     """
 
     name: str
@@ -113,4 +122,11 @@ class PruneMethod:
     needs: frozenset[Need]
     nested: bool
     fixed_count: bool
+    fixed_total: bool
     seeded: bool
+
+    def __post_init__(self) -> None:
+        if self.fixed_count and not self.fixed_total:
+            raise ValueError(f"{self.name!r} has a fixed count per frame, and so a fixed total")
+        if self.nested and not self.fixed_count:
+            raise ValueError(f"{self.name!r} cannot be nested: its cached entries are cut to one count for all frames")

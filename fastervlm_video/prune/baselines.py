@@ -9,7 +9,7 @@ import torch
 from fastervlm_video.prune.base import PruneInputs, PruneMethod, Selection
 from fastervlm_video.prune.scores import top_k_stable
 
-__all__ = ["RANDOM", "UNIFORM_GRID"]
+__all__ = ["RANDOM", "UNIFORM_GRID", "even_grid"]
 
 _LOT_BITS = 24  # what a float32 holds exactly
 
@@ -32,7 +32,7 @@ def _select_random(inputs: PruneInputs) -> Selection:
     return Selection.equal_counts(indices.to(inputs.device), lots.gather(1, indices).to(inputs.device))
 
 
-def _even_grid(count: int, rows: int, columns: int) -> list[int]:
+def even_grid(count: int, rows: int, columns: int) -> list[int]:
     """Raster indices, ascending, of ``count`` distinct cells spread evenly over a grid.
 
     The cells stand in evenly spaced rows, as many as keep the spacing in both directions alike, and evenly
@@ -54,7 +54,7 @@ def _even_grid(count: int, rows: int, columns: int) -> list[int]:
 
 
 def _select_uniform_grid(inputs: PruneInputs) -> Selection:
-    cells = torch.tensor(_even_grid(inputs.tokens_per_frame, *inputs.grid), device=inputs.device)
+    cells = torch.tensor(even_grid(inputs.tokens_per_frame, *inputs.grid), device=inputs.device)
     indices = cells.expand(inputs.num_frames, -1)
     return Selection.equal_counts(indices, torch.ones(indices.shape, device=inputs.device))
 
@@ -66,6 +66,7 @@ RANDOM = PruneMethod(
     needs=frozenset(),
     nested=True,
     fixed_count=True,
+    fixed_total=True,
     seeded=True,
 )
 """Every patch draws a lot from (seed, frame index) alone; the highest are kept."""
@@ -77,6 +78,7 @@ UNIFORM_GRID = PruneMethod(
     needs=frozenset(),
     nested=False,
     fixed_count=True,
+    fixed_total=True,
     seeded=False,
 )
 """The same evenly spread patches in every frame, all with score 1, in raster order."""

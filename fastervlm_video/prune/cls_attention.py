@@ -20,6 +20,7 @@ CLS_ATTENTION = PruneMethod(
     needs=frozenset({Need.CLS_ATTENTION}),
     nested=True,
     fixed_count=True,
+    fixed_total=True,
     seeded=False,
 )
 """The paper's method."""

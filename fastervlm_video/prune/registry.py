@@ -4,6 +4,10 @@ from fastervlm_video.errors import InvalidRequestError
 from fastervlm_video.prune.base import PruneMethod
 from fastervlm_video.prune.baselines import RANDOM, UNIFORM_GRID
 from fastervlm_video.prune.cls_attention import CLS_ATTENTION
+from fastervlm_video.prune.divprune import DIVPRUNE
+from fastervlm_video.prune.evs import EVS
+from fastervlm_video.prune.visionzip import VISIONZIP
+from fastervlm_video.prune.vispruner import VISPRUNER
 
 __all__ = ["get_method", "method_names", "register"]
 
@@ -38,5 +42,5 @@ def method_names() -> tuple[str, ...]:
     return tuple(sorted(_METHODS))
 
 
-for _method in (CLS_ATTENTION, RANDOM, UNIFORM_GRID):
+for _method in (CLS_ATTENTION, DIVPRUNE, EVS, RANDOM, UNIFORM_GRID, VISIONZIP, VISPRUNER):
     register(_method)

@@ -135,6 +135,37 @@ class VisionEncoder:
                     pieces[span.job].clear()
         return encoded
 
+    def run_tower(
+        self, frames: FrameBatch, *, max_frames_per_forward: int = DEFAULT_MAX_FRAMES_PER_FORWARD
+    ) -> TowerOutput:
+        """The tower's output of one video, to be pruned in several ways with :meth:`prune`.
+
+        Args:
+            frames: already resized as the checkpoint's preprocessing prescribes.
+            max_frames_per_forward: bounds memory, as in :meth:`encode`.
+
+        Raises:
+            InvalidRequestError: frames of another size.
+        """
+        self.check(EncodeJob(frames, PruneSpec()))
+        pixels = frames.frames_thwc_u8
+        spans = range(0, len(pixels), max_frames_per_forward)
+        return _join([self._forward([pixels[start : start + max_frames_per_forward]]) for start in spans])
+
+    def prune(self, job: EncodeJob, output: TowerOutput) -> VisualTokens:
+        """One of the ways to prune a video whose tower output is at hand; equals what :meth:`encode` returns.
+
+        Args:
+            job: the video, and which of its tokens to keep.
+            output: what :meth:`run_tower` made of its frames.
+
+        Raises:
+            InvalidRequestError: see :meth:`check`.
+            CheckpointError: the tower's output is not finite.
+        """
+        self.check(job)
+        return self._prune(job, output)
+
     def _forward(self, runs: Sequence[npt.NDArray[np.uint8]]) -> TowerOutput:
         # Concatenating copies, which frames shared with other processes need: torch takes no read-only arrays.
         frames = torch.from_numpy(np.concatenate(runs))
@@ -156,10 +187,13 @@ class VisionEncoder:
                 keys=output.keys[:, :, 1:] if Need.KEYS in method.needs else None,
             )
         )
-        counts = torch.tensor(selection.counts, device=patches.device)
-        frames = torch.arange(len(patches), device=patches.device).repeat_interleave(counts)
+        features = selection.features
+        if features is None:
+            counts = torch.tensor(selection.counts, device=patches.device)
+            frames = torch.arange(len(patches), device=patches.device).repeat_interleave(counts)
+            features = patches[frames, selection.indices]
         return VisualTokens(
-            features=self._to_host(patches[frames, selection.indices]),
+            features=self._to_host(features),
             indices=selection.indices.to("cpu", torch.int32),
             scores=selection.scores.to("cpu", torch.float32),
             counts=selection.counts,

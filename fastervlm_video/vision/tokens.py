@@ -24,10 +24,11 @@ class VisualTokens:
     """Kept tower features of one video, before the projector.
 
     Attributes:
-        features: floating [N, C], N = sum(counts); frame by frame, best score first.
+        features: floating [N, C], N = sum(counts); frame by frame, best score first. A method may have
+            merged other patches into those that it kept.
         indices: int32 [N], raster index of each token's patch in its frame's grid.
         scores: float32 [N], the method's scores, non-increasing within a frame.
-        counts: tokens kept in each of the T frames.
+        counts: tokens kept in each of the T frames; some may be 0.
         grid: (rows, columns) of a frame's patch grid.
         pts_seconds: T presentation times.
         method: name of the pruning method.
@@ -104,12 +105,17 @@ class VisualTokens:
     def select(self, tokens_per_frame: int) -> "VisualTokens":
         """The same video at a smaller budget: each frame's best ``tokens_per_frame`` tokens.
 
+        A method that is not nested may have spread the budget unevenly over the frames. Its tokens are
+        returned as they are, if they are as many as the budget says.
+
         Raises:
             InvalidRequestError: fewer are held, or the method is not nested and the budget differs.
         """
         if all(n == tokens_per_frame for n in self.counts):
             return self
         if not self.nested:
+            if sum(self.counts) == self.num_frames * tokens_per_frame:
+                return self
             raise InvalidRequestError(f"{self.method!r} is not nested: its tokens cannot be cut to a smaller budget")
         if not self.holds(tokens_per_frame):
             raise InvalidRequestError(f"{tokens_per_frame} tokens per frame asked for, {min(self.counts)} held")

@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from fastapi import FastAPI, Request
 
 from fastervlm_video.config import DEFAULT_METHOD, FrameSampling, PruneSpec, SamplingParams
 from fastervlm_video.errors import InvalidRequestError, UrlNotAllowedError, VideoNotFoundError
+from fastervlm_video.prune import get_method, method_names, registry
 from services.http_errors import install_error_handlers
 from services.live import LiveConfig
 from services.requests import Choices, VideoIntake, choose, read_ask
@@ -66,6 +68,19 @@ def test_a_ratio_is_taken_and_a_count_replaces_the_default_ratio() -> None:
 def test_the_default_method_may_be_changed_while_running() -> None:
     assert chosen().prune.method == DEFAULT_METHOD
     assert chosen(LIVE.model_copy(update={"default_method": "uniform_grid"})).prune.method == "uniform_grid"
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_every_method_is_on_offer(method: str) -> None:
+    """Also those whose frames keep different numbers: the video's total is known."""
+    assert chosen(method=method).prune.method == method
+
+
+def test_a_number_of_tokens_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    unbounded = replace(get_method("evs"), name="unbounded", fixed_total=False)
+    monkeypatch.setitem(registry._METHODS, "unbounded", unbounded)
+    with pytest.raises(InvalidRequestError, match="'unbounded' keeps a number of tokens that depends on the video"):
+        chosen(method="unbounded")
 
 
 @pytest.mark.parametrize(

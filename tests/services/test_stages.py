@@ -14,7 +14,7 @@ from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.config import DeploymentConfig
 
 from fastervlm_video.cache import decode_tokens
-from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
+from fastervlm_video.config import DEFAULT_METHOD, FrameSampling, PruneSpec, SamplingParams
 from fastervlm_video.errors import (
     FingerprintMismatchError,
     InvalidRequestError,
@@ -26,6 +26,7 @@ from fastervlm_video.errors import (
 from fastervlm_video.media import write_video
 from fastervlm_video.mini import random_scene, render_scene
 from fastervlm_video.plan import ModelFacts
+from fastervlm_video.prune import method_names
 from services.decoder import Decoder
 from services.encoder import Encoder
 from services.generator import Generator
@@ -98,8 +99,10 @@ def digest(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> str:
     return open_blob_store(settings).put(BytesIO(path.read_bytes()), filename="v.mp4").digest
 
 
-def _orders(facts: ModelFacts, digest: str, keep_tokens: int) -> tuple[EncodeOrder, AnswerOrder]:
-    prune = PruneSpec(keep_tokens=keep_tokens)
+def _orders(
+    facts: ModelFacts, digest: str, keep_tokens: int, method: str = DEFAULT_METHOD
+) -> tuple[EncodeOrder, AnswerOrder]:
+    prune = PruneSpec(method=method, keep_tokens=keep_tokens)
     plan = facts.plan(digest, SAMPLING, prune)
     encode = EncodeOrder(digest, plan.key, prune, facts.fingerprint)
     answer = AnswerOrder("r", "What is it?", plan.key, keep_tokens, facts.fingerprint, SamplingParams(max_tokens=5))
@@ -134,6 +137,20 @@ async def test_from_bytes_to_words(
     assert isinstance(smaller[0], TokensReady)
     assert smaller[0].tokens_kept == 4 * 2
     assert await _events(generator.generate(replace(answer, tokens_per_frame=6))) == [TokensMissing()]
+
+
+@pytest.mark.parametrize("method", sorted(set(method_names()) - {DEFAULT_METHOD}))
+async def test_every_method_is_served_from_hand_and_from_the_cache(
+    decoder: Decoder, encoder: Encoder, generator: Generator, facts: ModelFacts, digest: str, method: str
+) -> None:
+    encode, answer = _orders(facts, digest, 20, method)
+    encoded = await encoder.encode(await _decode(decoder, facts, digest), encode)
+    handed, cached = [await _events(generator.generate(answer, source)) for source in (encoded, None)]
+    for events in (handed, cached):
+        assert isinstance(events[0], TokensReady)
+        assert (events[0].method, events[0].tokens_kept, sum(events[0].tokens_per_frame)) == (method, 4 * 20, 4 * 20)
+        assert isinstance(events[-1], AnswerDone)
+    assert [e for e in handed if isinstance(e, AnswerText)] == [e for e in cached if isinstance(e, AnswerText)]
 
 
 async def test_other_checkpoints_are_refused(

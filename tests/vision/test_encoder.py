@@ -11,7 +11,16 @@ from torch import Tensor
 from fastervlm_video.config import FrameResize, PruneSpec
 from fastervlm_video.errors import CheckpointError, InvalidRequestError
 from fastervlm_video.models import Checkpoint
-from fastervlm_video.prune import Need, PruneInputs, PruneMethod, Selection, registry, top_k_stable
+from fastervlm_video.prune import (
+    Need,
+    PruneInputs,
+    PruneMethod,
+    Selection,
+    get_method,
+    method_names,
+    registry,
+    top_k_stable,
+)
 from fastervlm_video.vision import EncodeJob, VisionEncoder, VisualTokens
 from tests.checkpoints import frame_batch, random_frames, save_random_checkpoint
 
@@ -82,6 +91,50 @@ def test_a_result_does_not_depend_on_what_else_is_in_the_batch(encoder: VisionEn
         assert (tokens.cls_features is None) == (alone.cls_features is None)
 
 
+@pytest.mark.parametrize("method", method_names())
+def test_every_method_fits_the_encoder(encoder: VisionEncoder, method: str) -> None:
+    """At every budget, with frames of other videos in the same pass, and cut in two by it."""
+    for k in (1, 2, 5, 7, PATCHES):
+        spec = PruneSpec(method=method, keep_tokens=k, keep_cls=True)
+        _, tokens = encoder.encode([job(3, seed=1), job(4, spec, seed=2)], max_frames_per_forward=5)
+        (alone,) = encoder.encode([job(4, spec, seed=2)])
+        same(tokens, alone)
+        assert (sum(tokens.counts), tokens.tokens_kept, len(tokens.sequence())) == (4 * k, 4 * k + 4, 4 * k + 4)
+        assert tokens.select(k) is tokens
+
+
+@pytest.mark.parametrize("method", [name for name in method_names() if not get_method(name).nested])
+def test_tokens_of_other_methods_are_not_cut(encoder: VisionEncoder, method: str) -> None:
+    (tokens,) = encoder.encode([job(3, PruneSpec(method=method, keep_tokens=7))])
+    with pytest.raises(InvalidRequestError, match=f"{method!r} is not nested"):
+        tokens.select(6)
+
+
+def test_merged_features_take_the_place_of_the_towers(encoder: VisionEncoder) -> None:
+    (tokens,) = encoder.encode([job(2, PruneSpec(method="visionzip", keep_tokens=8))])
+    (full,) = encoder.encode([job(2, PruneSpec(keep_ratio=1.0))])
+    all_features = full.features[full.raster_order()].view(2, PATCHES, WIDTH)
+    for frame in range(2):
+        rows = slice(8 * frame, 8 * frame + 8)
+        own = all_features[frame, tokens.indices[rows].long()]
+        changed = (tokens.features[rows] - own).abs().amax(dim=1) > 1e-4
+        assert int(changed.sum()) == 1  # of 8 tokens one is contextual, the average of all 9 that are not dominant
+        dominant = tokens.indices[rows][~changed].long()
+        others = [patch for patch in range(PATCHES) if patch not in dominant.tolist()]
+        torch.testing.assert_close(tokens.features[rows][changed][0], all_features[frame, others].mean(dim=0))
+
+
+def test_frames_may_keep_nothing(encoder: VisionEncoder) -> None:
+    """A video that stands still, as temporal pruning sees it; raster order and [CLS] hold."""
+    still = frame_batch(np.repeat(random_frames(1, SIDE, SIDE), 4, axis=0))
+    (tokens,) = encoder.encode([EncodeJob(still, PruneSpec(method="evs", keep_tokens=4, keep_cls=True))])
+    assert tokens.counts == (PATCHES, 0, 0, 0)
+    assert tokens.cls_features is not None
+    assert torch.equal(
+        tokens.sequence(), torch.cat([tokens.cls_features[:1], tokens.features, tokens.cls_features[1:]])
+    )
+
+
 @pytest.mark.parametrize(("limit", "sizes"), [(4, [4, 4, 3]), (11, [11]), (64, [11]), (5, [5, 5, 1])])
 def test_forward_passes_are_full_and_bounded(encoder: VisionEncoder, limit: int, sizes: list[int]) -> None:
     seen: list[int] = []
@@ -93,7 +146,7 @@ def test_forward_passes_are_full_and_bounded(encoder: VisionEncoder, limit: int,
     assert seen == sizes
 
 
-@pytest.mark.parametrize("method", ["cls_attention", "random"])
+@pytest.mark.parametrize("method", [name for name in method_names() if get_method(name).nested])
 def test_a_slice_of_a_larger_budget_is_a_fresh_encode_at_the_smaller(encoder: VisionEncoder, method: str) -> None:
     (full,) = encoder.encode([job(3, PruneSpec(method=method, keep_ratio=1.0, seed=5))])
     for k in range(1, PATCHES + 1):
@@ -157,7 +210,7 @@ def test_methods_get_what_they_declare_and_nothing_else(
         indices = torch.cat([torch.arange(count) for count in counts])
         return Selection(indices, torch.ones(len(indices)), counts)
 
-    method = PruneMethod("probe", "test", select, frozenset({Need.KEYS, Need.FEATURES}), False, False, False)
+    method = PruneMethod("probe", "test", select, frozenset({Need.KEYS, Need.FEATURES}), False, False, False, False)
     monkeypatch.setitem(registry._METHODS, "probe", method)
     (tokens,) = encoder.encode([job(3, PruneSpec(method="probe"))])
     assert seen == [{"cls_attention": None, "features": (3, PATCHES, WIDTH), "keys": (3, 3, PATCHES, WIDTH // 3)}]
@@ -202,8 +255,9 @@ def test_a_forward_pass_needs_room_for_a_frame(encoder: VisionEncoder) -> None:
 def test_broken_weights_do_not_become_tokens(tmp_path: Path) -> None:
     encoder = Checkpoint.open(save_random_checkpoint(tmp_path / "c")).load_vision("cpu")
     encoder.tower.embeddings.class_embedding.fill_(float("nan"))
-    with pytest.raises(CheckpointError, match=r"not finite in torch\.float32"):
-        encoder.encode([job(1)])
+    for method in method_names():
+        with pytest.raises(CheckpointError, match=r"not finite in torch\.float32"):
+            encoder.encode([job(2, PruneSpec(method=method))])
 
 
 def test_half_precision_towers_give_float32_tokens(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""Every method from a video file to an answer, through the cache, in one process."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastervlm_video import VideoQA
+from fastervlm_video.cache import decode_tokens, encode_tokens
+from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
+from fastervlm_video.media import write_video
+from fastervlm_video.picture import draw_kept_patches
+from fastervlm_video.prune import get_method, method_names
+from tests.checkpoints import SMALL, random_frames, save_random_checkpoint
+
+FRAMES = 4
+PATCHES = (SMALL.image_size // SMALL.patch_size) ** 2
+BUDGETS = (2, 5, 7)
+
+
+@pytest.fixture(scope="module")
+def qa(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VideoQA]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with VideoQA.from_pretrained(
+        save_random_checkpoint(tmp_path_factory.mktemp("model") / "c"), num_frames=FRAMES
+    ) as opened:
+        yield opened
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("videos") / "noise.mp4"
+    write_video(path, random_frames(12, 48, 64), fps=6)
+    return path
+
+
+@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("keep_cls", [False, True])
+def test_from_file_to_answer(qa: VideoQA, clip: Path, method: str, keep_cls: bool) -> None:
+    nested = get_method(method).nested
+    for budget in sorted(BUDGETS, reverse=True):
+        spec = PruneSpec(method=method, keep_tokens=budget, keep_cls=keep_cls)
+        first, again = (qa.encode_video(clip, prune=spec, with_frames=True) for _ in range(2))
+        assert first.cache == ("hit" if nested and budget != max(BUDGETS) else "miss"), "its budget is in its key"
+        assert again.cache == "hit"
+        for name in ("features", "indices", "scores"):
+            assert torch.equal(getattr(first.tokens, name), getattr(again.tokens, name))
+        assert first.tokens.counts == again.tokens.counts
+        assert first.tokens.method == method
+        assert first.tokens.tokens_kept == qa.facts.num_visual(FrameSampling(FRAMES), spec)
+        answer = qa.ask(again, "what moves ?", SamplingParams(max_tokens=2))
+        assert answer.usage.visual_tokens == first.tokens.tokens_kept
+        assert first.frames is not None
+        assert draw_kept_patches(first.frames, first.tokens).width > 0
+
+
+def test_a_frame_without_tokens_survives_storage_and_drawing(qa: VideoQA, tmp_path: Path) -> None:
+    still = tmp_path / "still.mp4"
+    write_video(still, random_frames(1, 48, 64).repeat(12, axis=0), fps=6)
+    spec = PruneSpec(method="evs", keep_tokens=PATCHES // FRAMES)
+    video = qa.encode_video(still, prune=spec, with_frames=True)
+    assert video.tokens.counts == (PATCHES, 0, 0, 0)
+    restored = decode_tokens(encode_tokens(video.tokens))
+    assert restored.counts == video.tokens.counts
+    assert torch.equal(restored.sequence(), video.tokens.sequence())
+    assert qa.ask(video, "what moves ?", SamplingParams(max_tokens=2)).usage.visual_tokens == PATCHES
+    assert video.frames is not None
+    assert draw_kept_patches(video.frames, video.tokens).height > 0

@@ -37,7 +37,7 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.lock
 	$(PIP) install --require-hashes -r requirements-dev.lock
 	touch $@
 
-demo: $(VENV)/.run ## Start the service, ask three questions about a real video, stop
+demo: $(VENV)/.run ## Start the service, ask questions about a real video, stop
 	$(BIN)/python -m services.demo
 
 serve: $(VENV)/.run ## Start the service on 127.0.0.1:8000; Ctrl-C stops it
@@ -61,8 +61,8 @@ format: $(VENV)/.dev ## Fix formatting and what the linter can fix
 lock: $(VENV)/.dev ## Write the lock files anew from pyproject.toml
 	$(PIP) install pip-tools
 	echo "torch==$(TORCH_VERSION)" > $(VENV)/constraints.txt
-	$(call compile,serve,requirements.lock)
-	$(call compile,serve --extra dev --constraint requirements.lock,requirements-dev.lock)
+	$(call compile,serve --extra eval,requirements.lock)
+	$(call compile,serve --extra eval --extra dev --constraint requirements.lock,requirements-dev.lock)
 
 clean: ## Remove the environment and what was made by tests and the demo
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output build *.egg-info

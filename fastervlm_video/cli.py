@@ -5,17 +5,16 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.text import Text
 from typer.exceptions import TyperException
 
+from fastervlm_video.cli_eval import eval_command, eval_compare
+from fastervlm_video.cli_tools import EXIT_BAD_INPUT, Steps, one_line_errors, open_model, print_error, steps_shown
+from fastervlm_video.cli_train import train_mini_command
 from fastervlm_video.config import (
     DEFAULT_KEEP_RATIO,
     DEFAULT_METHOD,
@@ -24,16 +23,14 @@ from fastervlm_video.config import (
     PruneSpec,
     SamplingParams,
 )
-from fastervlm_video.errors import CheckpointError, FasterVLMError, InvalidInputError
+from fastervlm_video.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from fastervlm_video.pipeline import Answer, EncodedVideo, VideoQA
 
-__all__ = ["app", "main"]
+__all__ = ["EXIT_BAD_INPUT", "app", "main"]
 
 PROGRAM = "fastervlm-video"
-EXIT_BAD_INPUT = 2
-EXIT_FAILED = 1
 
 app = typer.Typer(
     name=PROGRAM,
@@ -52,8 +49,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="[bold]mini[/bold] (random weights: it shows the machinery, its answers say nothing), a checkpoint's "
-        "folder, or a Hugging Face id such as LanguageBind/Video-LLaVA-7B-hf.",
+        help="[bold]mini[/bold] (comes with this package; knows coloured shapes that move, and nothing else), a "
+        "checkpoint's folder, or a Hugging Face id such as LanguageBind/Video-LLaVA-7B-hf.",
     ),
 ]
 Keep = Annotated[
@@ -104,11 +101,13 @@ def ask(
 
     fastervlm-video ask clip.mp4 "What happens?" --keep-tokens 26 --frames 16 --json
     """
-    with _one_line_errors(), _steps() as steps:
+    with one_line_errors(), steps_shown() as steps:
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
         prune = PruneSpec(method=method, keep_ratio=keep, keep_tokens=keep_tokens, keep_cls=keep_cls)
         _check_video(video)
-        qa = _open(steps, model=model, revision=revision, device=device, prune=prune, sampling=FrameSampling(frames))
+        qa = open_model(
+            steps, model=model, revision=revision, device=device, prune=prune, sampling=FrameSampling(frames)
+        )
         with qa:
             qa.check_question(question, params)
             encoded = _encode(steps, qa, video)
@@ -142,11 +141,13 @@ def show(
 
     fastervlm-video show clip.mp4 --out kept.png --keep 0.25
     """
-    with _one_line_errors(), _steps() as steps:
+    with one_line_errors(), steps_shown() as steps:
         prune = PruneSpec(method=method, keep_ratio=keep, keep_tokens=keep_tokens)
         _check_video(video)
         _check_picture(out)
-        qa = _open(steps, model=model, revision=revision, device=device, prune=prune, sampling=FrameSampling(frames))
+        qa = open_model(
+            steps, model=model, revision=revision, device=device, prune=prune, sampling=FrameSampling(frames)
+        )
         from fastervlm_video.picture import draw_kept_patches
 
         with qa:
@@ -175,7 +176,7 @@ def serve(
     All settings are environment variables that begin with FASTERVLM_ (see the README); these options are
     short for three of them. Ctrl-C stops everything.
     """
-    with _one_line_errors():
+    with one_line_errors():
         if importlib.util.find_spec("ray") is None:
             raise InvalidInputError("the service needs more packages: pip install 'fastervlm-video[serve]'")
         for name, value in (("MODEL", model), ("HOST", host), ("PORT", port)):
@@ -183,6 +184,11 @@ def serve(
                 os.environ[f"FASTERVLM_{name}"] = str(value)
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, "-P", "-m", "services"])  # noqa: S606 - ourselves
+
+
+app.command("eval")(eval_command)
+app.command("eval-compare")(eval_compare)
+app.command("train-mini")(train_mini_command)
 
 
 def _check_video(video: Path) -> None:
@@ -200,61 +206,7 @@ def _check_picture(out: Path) -> None:
         raise InvalidInputError(f"cannot write {str(out)!r}: No such file or directory")
 
 
-class _Steps:
-    """Progress on standard error: a line per step, with a bar where there is something to count."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    @contextmanager
-    def step(self, name: str, total: int | None = None) -> Iterator[Any]:
-        """Show a step while the block runs; gives a function (done, total) for those that count."""
-        task = self._progress.add_task(name, total=total)
-        yield lambda done, of: self._progress.update(task, completed=done, total=of)
-        self._progress.update(task, total=1, completed=1)
-
-
-@contextmanager
-def _steps() -> Iterator[_Steps]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield _Steps(progress)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Errors of this package as one line; 2 is the exit status for what the user can mend."""
-    try:
-        yield
-    except FasterVLMError as exc:
-        _print_error(exc.message)
-        mendable = isinstance(exc, InvalidInputError | CheckpointError)
-        raise typer.Exit(EXIT_BAD_INPUT if mendable else EXIT_FAILED) from exc
-
-
-def _print_error(message: str) -> None:
-    """In one line, however many the message has; what a user has typed is no markup."""
-    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "red"), " ".join(message.split())))
-
-
-def _open(
-    steps: _Steps, *, model: str, revision: str | None, device: str, prune: PruneSpec, sampling: FrameSampling
-) -> "VideoQA":
-    with steps.step("Loading the libraries"):
-        from transformers.utils import logging as transformers_logging
-
-        from fastervlm_video.pipeline import VideoQA
-        from fastervlm_video.plan import ModelFacts
-
-        transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()
-    with steps.step("Opening the model"):
-        facts = ModelFacts.open(model, revision=revision)
-        return VideoQA(facts, prune=prune, sampling=sampling, device=device)
-
-
-def _encode(steps: _Steps, qa: "VideoQA", video: Path) -> "EncodedVideo":
+def _encode(steps: Steps, qa: "VideoQA", video: Path) -> "EncodedVideo":
     with steps.step("Decoding and encoding") as progress:
         return qa.encode_video(video, progress=progress)
 
@@ -298,6 +250,6 @@ def main() -> None:
     except TyperException as exc:  # how the command was written; without arguments there is the help instead
         if message := exc.format_message().strip():
             context = getattr(exc, "ctx", None)
-            _print_error(f"{message} (see {context.command_path if context else PROGRAM} --help)")
+            print_error(f"{message} (see {context.command_path if context else PROGRAM} --help)")
         status = exc.exit_code
     sys.exit(status)

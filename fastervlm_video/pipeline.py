@@ -32,6 +32,7 @@ from fastervlm_video.language import (
     iter_events,
 )
 from fastervlm_video.media import FrameBatch, Progress, decode_video
+from fastervlm_video.models import LanguageHalf
 from fastervlm_video.plan import STORAGE_DTYPE, ModelFacts
 from fastervlm_video.vision import EncodeJob, VisionEncoder, VisualTokens
 
@@ -110,6 +111,7 @@ class VideoQA:
         self._device, self._dtype = device, dtype
         self._loading = threading.RLock()
         self._encoder: VisionEncoder | None = None
+        self._language: LanguageHalf | None = None
         self._engine: Engine | None = None
         self._owns_cache = cache is None
         self._cache = cache or TokenCache(MemoryStore(_DEFAULT_CACHE_BYTES), dtype=STORAGE_DTYPE)
@@ -130,7 +132,6 @@ class VideoQA:
         dtype: str = "auto",
         cache: TokenCache | None = None,
         limits: MediaLimits | None = None,
-        cache_dir: Path | None = None,
     ) -> Self:
         """Open a checkpoint.
 
@@ -147,14 +148,13 @@ class VideoQA:
             dtype: of the weights; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
             cache: of kept tokens; None keeps them in memory.
             limits: bounds on videos.
-            cache_dir: where the mini model is kept.
 
         Raises:
             CheckpointError: there is no such model, or it cannot be loaded.
             InvalidRequestError: a value is out of range.
         """
         prune = PruneSpec(method=method, keep_ratio=keep_ratio, keep_tokens=keep_tokens, keep_cls=keep_cls)
-        facts = ModelFacts.open(model, revision=revision, cache_dir=cache_dir)
+        facts = ModelFacts.open(model, revision=revision)
         sampling = FrameSampling(num_frames)
         return cls(facts, prune=prune, sampling=sampling, device=device, dtype=dtype, cache=cache, limits=limits)
 
@@ -174,9 +174,16 @@ class VideoQA:
                 self._engine = self._start_engine()
             return self._engine
 
+    @property
+    def language(self) -> LanguageHalf:
+        """Projector and language model, as the engine has them; loaded on first use."""
+        with self._loading:
+            if self._language is None:
+                self._language = self.facts.checkpoint.load_language(self._device, self._dtype)
+            return self._language
+
     def _start_engine(self) -> Engine:
-        half = self.facts.checkpoint.load_language(self._device, self._dtype)
-        return BatchEngine(half, self.facts.checkpoint.tokenizer)
+        return BatchEngine(self.language, self.facts.checkpoint.tokenizer)
 
     def encode_video(
         self,

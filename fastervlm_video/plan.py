@@ -45,32 +45,29 @@ class ModelFacts:
 
     Attributes:
         name: what answers call the model.
-        trained: False for the random mini model.
         checkpoint: files, config and tokenizer.
         prompts: lays out prompts in the checkpoint's chat format.
     """
 
     name: str
-    trained: bool
     checkpoint: Checkpoint
     prompts: PromptBuilder
 
     @classmethod
-    def open(cls, model: str | Path, *, revision: str | None = None, cache_dir: Path | None = None) -> "ModelFacts":
+    def open(cls, model: str | Path, *, revision: str | None = None) -> "ModelFacts":
         """Find a checkpoint and read what is small in it.
 
         Args:
             model: ``mini``, a folder, or a Hugging Face id.
             revision: of a Hugging Face id.
-            cache_dir: where the mini model is kept; None is the user's cache folder.
 
         Raises:
             CheckpointError: there is none, or it is not one of the supported architectures.
         """
-        found = resolve_model(model, cache_dir)
+        found = resolve_model(model)
         checkpoint = Checkpoint.open(found.location, revision)
         video_token = checkpoint.tokenizer.convert_ids_to_tokens([checkpoint.video_token_id])[0]
-        return cls(found.name, found.trained, checkpoint, PromptBuilder(checkpoint.tokenizer, video_token))
+        return cls(found.name, checkpoint, PromptBuilder(checkpoint.tokenizer, video_token))
 
     @property
     def fingerprint(self) -> str:

@@ -1,7 +1,8 @@
 """The demo: start the service, make a video, ask about it over HTTP, draw what was kept, stop.
 
 Everything is real: an H.264 file, an upload, Ray Serve stages, Redis, and the model that ``FASTERVLM_MODEL``
-names. Run it with ``make demo``.
+names. Each question is asked twice, with all visual tokens and with a tenth of them, and both answers are held
+against what was drawn. Run it with ``make demo``.
 """
 
 import json
@@ -15,24 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fastervlm_video.config import DEFAULT_NUM_FRAMES
 from fastervlm_video.errors import FasterVLMError
 from fastervlm_video.media import write_video
-from fastervlm_video.mini import random_scene, render_scene
+from fastervlm_video.mini import Question, Scenes, ask_about, frame_times, random_scene, render_scene
 from services.settings import Settings, load_settings
 
 __all__ = ["main"]
 
 _OUTPUT = Path("demo-output")
-_SCENE_SEED = 3
+_SCENE_SEED = 8
 _FPS = 12
-_QUESTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("What color is the square?", {"keep_ratio": 0.1}),
-    ("How many objects are there?", {"keep_ratio": 0.1}),
-    ("Where does the circle move?", {"keep_ratio": 0.05, "stream": True}),
-)
+_KEEP_RATIO = 0.1
+_KINDS = ("color", "count", "motion", "order")
 _ANSWER_TOKENS = 12
 _HTTP_TIMEOUT_SECONDS = 120.0
 
@@ -44,14 +44,15 @@ def main() -> int:
     try:
         _OUTPUT.mkdir(exist_ok=True)
         video = _OUTPUT / "shapes.mp4"
-        frames = render_scene(random_scene(_SCENE_SEED))
+        scene = random_scene(_SCENE_SEED)
+        frames = render_scene(scene)
         write_video(video, frames, fps=_FPS)
         console.print(
             f"[bold]1.[/bold] Made {video}: {len(frames) / _FPS:.0f} s of H.264, {video.stat().st_size} bytes."
         )
         with tempfile.TemporaryDirectory(prefix="fastervlm-demo-") as runtime_dir:
             settings = load_settings(runtime_dir=Path(runtime_dir), port=_free_port(), log_level="WARNING")
-            _ask_over_http(console, settings, video)
+            _ask_over_http(console, settings, video, _questions(scene))
         picture = _draw(settings, video)
         console.print(f"[bold]5.[/bold] Drew the frames with the kept patches lit: [bold]{picture}[/bold]")
     except FasterVLMError as exc:
@@ -61,7 +62,13 @@ def main() -> int:
     return 0
 
 
-def _ask_over_http(console: Console, settings: Settings, video: Path) -> None:
+def _questions(scene: Scenes) -> list[Question]:
+    """One question of each kind, with the answer that follows from how the video was made."""
+    asked = ask_about(scene, 0, frame_times(DEFAULT_NUM_FRAMES), np.random.default_rng(_SCENE_SEED))
+    return [next(question for question in asked if question.kind == kind) for kind in _KINDS]
+
+
+def _ask_over_http(console: Console, settings: Settings, video: Path, questions: list[Question]) -> None:
     from services.run import running_service
 
     with ExitStack() as stack:
@@ -73,11 +80,13 @@ def _ask_over_http(console: Console, settings: Settings, video: Path) -> None:
         model = client.get("/v1/models").raise_for_status().json()["data"][0]
         upload = client.post("/v1/files", files={"file": (video.name, video.read_bytes())}).raise_for_status().json()
         console.print(f"[bold]3.[/bold] Uploaded it: {upload['id'][:17]}… ({upload['bytes']} bytes)")
-        console.print(f"[bold]4.[/bold] Asked {model['id']}:")
-        if not model["trained"]:
-            console.print("   [yellow]Its weights are random: the machinery is real, the answers say nothing.[/yellow]")
-        for question, options in _QUESTIONS:
-            _show_answer(console, question, _ask(client, upload["id"], question, options))
+        console.print(
+            f"[bold]4.[/bold] Asked {model['id']}, with all visual tokens and with {_KEEP_RATIO:.0%} of them:"
+        )
+        for question in questions:
+            full = _ask(client, upload["id"], question.text, {"keep_ratio": 1.0})
+            pruned = _ask(client, upload["id"], question.text, {"keep_ratio": _KEEP_RATIO, "stream": True})
+            _show_answers(console, question, full, pruned)
 
 
 def _ask(client: httpx.Client, file_id: str, question: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -85,15 +94,13 @@ def _ask(client: httpx.Client, file_id: str, question: str, options: dict[str, A
     if not options.get("stream"):
         answer: dict[str, Any] = client.post("/v1/ask", json=body).raise_for_status().json()
         return answer
-    pieces = 0
     with client.stream("POST", "/v1/ask", json=body) as response:
         response.raise_for_status()
         for name, data in _events(response):
-            pieces += name == "delta"
             if name == "error":
                 raise FasterVLMError(data["error"]["message"])
             if name == "done":
-                return {**data, "pieces": pieces}
+                return data
     raise FasterVLMError("the stream ended before its end")
 
 
@@ -106,17 +113,17 @@ def _events(response: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, json.loads(line.removeprefix("data: "))
 
 
-def _show_answer(console: Console, question: str, answer: dict[str, Any]) -> None:
-    video = answer["video"]
+def _show_answers(console: Console, question: Question, full: dict[str, Any], pruned: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None, padding=(0, 1, 0, 3))
-    table.add_row("[bold]Q[/bold]", question)
-    table.add_row("[bold]A[/bold]", answer["answer"])
-    table.add_row(
-        "tokens",
-        f"{video['tokens_full']} before pruning, [bold]{video['tokens_kept']}[/bold] after ({video['method']})",
-    )
-    table.add_row("cache", video["cache"] + (f", streamed in {answer['pieces']} pieces" if "pieces" in answer else ""))
-    table.add_row("seconds", ", ".join(f"{name} {value:.3f}" for name, value in video["seconds"].items()))
+    table.add_row("[bold]Q[/bold]", question.text)
+    for answer in (full, pruned):
+        video, said = answer["video"], answer["answer"].strip()
+        verdict = "[green]right[/green]" if said == question.answer else f"[red]wrong[/red]: {question.answer}"
+        seconds = ", ".join(f"{name} {value:.3f}" for name, value in video["seconds"].items())
+        table.add_row(f"{video['tokens_kept']} tokens", f"[bold]{said}[/bold] ({verdict})")
+        table.add_row("", f"[dim]cache {video['cache']}; {seconds}[/dim]")
+    if full["answer"] != pruned["answer"]:
+        table.add_row("", "[yellow]Pruning changed this answer.[/yellow]")
     console.print(table)
     console.print()
 
@@ -127,7 +134,7 @@ def _draw(settings: Settings, video: Path) -> Path:
     from fastervlm_video.pipeline import VideoQA
 
     target = _OUTPUT / "kept_patches.png"
-    keep = _QUESTIONS[0][1]["keep_ratio"]
+    keep = _KEEP_RATIO
     with VideoQA.from_pretrained(settings.model, revision=settings.revision, keep_ratio=keep) as qa:
         encoded = qa.encode_video(video)
         assert encoded.frames is not None

@@ -243,7 +243,6 @@ def _model_object(service: VideoService) -> ModelObject:
         id=facts.name,
         created=service.started_at,
         owned_by="fastervlm-video",
-        trained=facts.trained,
         context_length=facts.context_length,
         patches_per_frame=facts.patches_per_frame,
         methods=[name for name in method_names() if get_method(name).fixed_total],

@@ -126,7 +126,6 @@ class ModelObject(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
-    trained: bool = Field(description="False for the random mini model: its answers say nothing.")
     context_length: int
     patches_per_frame: int
     methods: list[str]

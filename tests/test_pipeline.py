@@ -330,10 +330,10 @@ def test_opening_fails_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="keep_ratio or keep_tokens"):
         VideoQA.from_pretrained(tmp_path / "nothing", keep_ratio=0.1, keep_tokens=3)
     with pytest.raises(InvalidRequestError, match="num_frames"):
-        VideoQA.from_pretrained("mini", num_frames=0, cache_dir=tmp_path)
+        VideoQA.from_pretrained("mini", num_frames=0)
 
 
-def test_mini_is_a_model_like_any_other(tmp_path: Path, clips: list[Path]) -> None:
-    with VideoQA.from_pretrained("mini", num_frames=2, cache_dir=tmp_path) as qa:
-        assert (qa.facts.name, qa.facts.trained) == (MINI_NAME, False)
+def test_mini_is_a_model_like_any_other(clips: list[Path]) -> None:
+    with VideoQA.from_pretrained("mini", num_frames=2) as qa:
+        assert qa.facts.name == MINI_NAME
         assert qa.encode_video(clips[0]).tokens.num_frames == 2

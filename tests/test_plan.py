@@ -19,15 +19,15 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> ModelFacts:
 
 
 def test_the_facts_are_the_checkpoints(facts: ModelFacts) -> None:
-    assert (facts.name.endswith("my-model"), facts.trained) == (True, True)
+    assert facts.name.endswith("my-model")
     assert (facts.patches_per_frame, facts.context_length) == (PATCHES, SMALL.context_length)
     assert facts.preprocessing.output_size == (SMALL.image_size, SMALL.image_size)
     assert len(facts.fingerprint) == 64
 
 
-def test_mini_says_that_it_is_not_trained(tmp_path: Path) -> None:
-    facts = ModelFacts.open("mini", cache_dir=tmp_path)
-    assert (facts.name, facts.trained) == (MINI_NAME, False)
+def test_mini_comes_with_the_package() -> None:
+    facts = ModelFacts.open("mini")
+    assert (facts.name, facts.patches_per_frame) == (MINI_NAME, 64)
 
 
 def test_a_missing_model(tmp_path: Path) -> None:

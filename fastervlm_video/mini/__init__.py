@@ -1,21 +1,28 @@
-"""A small Video-LLaVA made on the spot, and scenes to ask it about."""
+"""A small Video-LLaVA that comes with the package, and scenes to ask it about."""
 
-from fastervlm_video.mini.checkpoint import MINI_NAME, MiniSize, ensure_mini_checkpoint, save_mini_checkpoint
+from fastervlm_video.mini.checkpoint import MINI_NAME, MiniSize, save_mini_checkpoint
+from fastervlm_video.mini.questions import QUESTION_TYPES, Question, ask_about
+from fastervlm_video.mini.render import frame_times, render_scene, render_scenes
 from fastervlm_video.mini.resolve import MINI_ALIAS, ResolvedModel, resolve_model
-from fastervlm_video.mini.scenes import COLORS, SHAPES, MovingShape, Scene, random_scene, render_scene
+from fastervlm_video.mini.scenes import COLORS, SHAPES, Scenes, SceneStyle, random_scene, sample_scenes
 
 __all__ = [
     "COLORS",
     "MINI_ALIAS",
     "MINI_NAME",
+    "QUESTION_TYPES",
     "SHAPES",
     "MiniSize",
-    "MovingShape",
+    "Question",
     "ResolvedModel",
-    "Scene",
-    "ensure_mini_checkpoint",
+    "SceneStyle",
+    "Scenes",
+    "ask_about",
+    "frame_times",
     "random_scene",
     "render_scene",
+    "render_scenes",
     "resolve_model",
+    "sample_scenes",
     "save_mini_checkpoint",
 ]

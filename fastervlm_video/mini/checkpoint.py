@@ -1,12 +1,10 @@
-"""A small Video-LLaVA with random weights, saved in the Hugging Face layout.
+"""The mini model: a small Video-LLaVA in the Hugging Face layout, its architecture and nothing less.
 
-It has the real architecture and goes through the real loading code, so everything but the *meaning* of
-its answers is as with a trained checkpoint. Its name says so.
+The trained one comes with the package, see :mod:`fastervlm_video.mini.training`. With random weights, of any size,
+it is what the tests are made of.
 """
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +20,16 @@ from transformers import (
 
 from fastervlm_video.mini.vocabulary import BOS, EOS, IMAGE, PAD, VIDEO, build_tokenizer
 
-__all__ = ["MINI_NAME", "MiniSize", "ensure_mini_checkpoint", "save_mini_checkpoint"]
+__all__ = [
+    "MINI_NAME",
+    "MiniSize",
+    "image_processor",
+    "mini_config",
+    "save_mini_checkpoint",
+    "write_checkpoint",
+]
 
-MINI_NAME = "fastervlm-video/mini-random"
-_RECIPE_VERSION = 1
+MINI_NAME = "fastervlm-video/mini"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +55,14 @@ class MiniSize:
     vision_layers: int = 4
     vision_heads: int = 4
     text_width: int = 128
-    text_layers: int = 4
+    text_layers: int = 6
     text_heads: int = 4
     context_length: int = 2048
     feature_layer: int = -2
 
 
-def _config(size: MiniSize) -> VideoLlavaConfig:
+def mini_config(size: MiniSize) -> VideoLlavaConfig:
+    """The model's config at these dimensions, with the vocabulary of :mod:`fastervlm_video.mini.vocabulary`."""
     tokenizer = build_tokenizer()
     token_id = tokenizer.get_vocab()
     vision = CLIPVisionConfig(
@@ -67,6 +72,7 @@ def _config(size: MiniSize) -> VideoLlavaConfig:
         intermediate_size=4 * size.vision_width,
         num_hidden_layers=size.vision_layers,
         num_attention_heads=size.vision_heads,
+        hidden_act="gelu",
     )
     text = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -94,7 +100,7 @@ def _config(size: MiniSize) -> VideoLlavaConfig:
 
 
 def save_mini_checkpoint(folder: Path, *, size: MiniSize | None = None, seed: int = 0) -> Path:
-    """Make a seeded random Video-LLaVA and save it as a Hugging Face checkpoint folder.
+    """Make a seeded random Video-LLaVA, untrained, and save it as a Hugging Face checkpoint folder.
 
     Args:
         folder: where to; made if it does not exist.
@@ -105,22 +111,35 @@ def save_mini_checkpoint(folder: Path, *, size: MiniSize | None = None, seed: in
         ``folder``.
     """
     size = size or MiniSize()
-    config = _config(size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = VideoLlavaForConditionalGeneration(config)
+        model = VideoLlavaForConditionalGeneration(mini_config(size))
+    return write_checkpoint(model, folder, size)
+
+
+def write_checkpoint(model: VideoLlavaForConditionalGeneration, folder: Path, size: MiniSize) -> Path:
+    """Save a mini model with its tokenizer and processors, as a Hugging Face checkpoint folder.
+
+    Returns:
+        ``folder``.
+    """
     tokenizer = build_tokenizer()
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    preprocessor = VideoLlavaImageProcessor(
-        size={"shortest_edge": size.image_size}, crop_size={"height": size.image_size, "width": size.image_size}
-    )
+    preprocessor = image_processor(size)
     preprocessor.save_pretrained(folder)
     _write_processor_files(folder, size, json.loads(preprocessor.to_json_string()))
     return folder
+
+
+def image_processor(size: MiniSize) -> VideoLlavaImageProcessor:
+    """Resizing, cropping and normalising as Video-LLaVA's, at the mini model's size."""
+    return VideoLlavaImageProcessor(
+        size={"shortest_edge": size.image_size}, crop_size={"height": size.image_size, "width": size.image_size}
+    )
 
 
 def _write_processor_files(folder: Path, size: MiniSize, preprocessor: dict[str, object]) -> None:
@@ -137,22 +156,3 @@ def _write_processor_files(folder: Path, size: MiniSize, preprocessor: dict[str,
         "num_additional_image_tokens": 1,
     }
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
-
-
-def ensure_mini_checkpoint(cache_dir: Path) -> Path:
-    """The default model's folder, made on first use (about a second) and kept in ``cache_dir``.
-
-    Safe when several processes ask at once: each makes its own copy and the first rename wins.
-    """
-    folder = cache_dir / f"mini-random-v{_RECIPE_VERSION}"
-    if (folder / "config.json").is_file():
-        return folder
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".mini-") as scratch:
-        made = save_mini_checkpoint(Path(scratch) / "model")
-        try:
-            os.rename(made, folder)
-        except OSError:
-            if not (folder / "config.json").is_file():
-                raise
-    return folder

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastervlm_video.mini.checkpoint import MINI_NAME, ensure_mini_checkpoint
+from fastervlm_video.errors import CheckpointError
+from fastervlm_video.mini.checkpoint import MINI_NAME
 
 __all__ = ["MINI_ALIAS", "ResolvedModel", "resolve_model"]
 
 MINI_ALIAS = "mini"
+_WEIGHTS = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,22 +19,26 @@ class ResolvedModel:
     Attributes:
         location: a folder, or a Hugging Face id.
         name: what answers call it.
-        trained: whether its answers can mean anything.
     """
 
     location: str | Path
     name: str
-    trained: bool
 
 
-def resolve_model(model: str | Path, cache_dir: Path | None = None) -> ResolvedModel:
+def resolve_model(model: str | Path) -> ResolvedModel:
     """Find a model by what a user calls it.
 
     Args:
-        model: ``mini`` (made on first use), a folder, or a Hugging Face id.
-        cache_dir: where the mini model is kept; None is ``~/.cache/fastervlm-video``.
+        model: ``mini`` (comes with the package), a folder, or a Hugging Face id.
+
+    Raises:
+        CheckpointError: the mini model is asked for, and was not installed with the package.
     """
-    if str(model) in {MINI_ALIAS, MINI_NAME}:
-        folder = ensure_mini_checkpoint(cache_dir or Path.home() / ".cache" / "fastervlm-video")
-        return ResolvedModel(folder, MINI_NAME, trained=False)
-    return ResolvedModel(model, str(model), trained=True)
+    if str(model) not in {MINI_ALIAS, MINI_NAME}:
+        return ResolvedModel(model, str(model))
+    if not (_WEIGHTS / "config.json").is_file():
+        raise CheckpointError(
+            f"the mini model's files are not in {_WEIGHTS}: install the package again, or make them with "
+            "'fastervlm-video train-mini'"
+        )
+    return ResolvedModel(_WEIGHTS, MINI_NAME)

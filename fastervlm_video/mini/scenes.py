@@ -1,115 +1,209 @@
-"""Short synthetic videos: a few coloured shapes drifting over a shaded, noisy background.
+"""What happens in a synthetic video: a few small coloured shapes that appear one after the other and move.
 
-For the demo and the tests, which need a real video without shipping one. Everything follows from the seed.
+A :class:`Scenes` holds many scenes as arrays, so that they are drawn from a seed, rendered and asked about
+without a loop per object. Positions are shares of a square in [0, 1] with y downwards; times are shares of
+the video's duration, 0 its first frame and 1 its last one::
+
+    (0, 0) ─────────── x
+      │    ●→              time 0.0: a red circle is there and begins to move right
+      │              ■     time 0.3: a blue square appears, and stays
+      y
+
+Nothing here draws (see :mod:`fastervlm_video.mini.render`) or asks (:mod:`fastervlm_video.mini.questions`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from fastervlm_video.errors import InvalidRequestError
+__all__ = [
+    "COLORS",
+    "DIRECTIONS",
+    "OUT_OF_DISTRIBUTION",
+    "SHAPES",
+    "STANDARD",
+    "SceneStyle",
+    "Scenes",
+    "random_scene",
+    "sample_scenes",
+]
 
-__all__ = ["COLORS", "SHAPES", "MovingShape", "Scene", "random_scene", "render_scene"]
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 
 COLORS = {
-    "red": (214, 48, 49),
-    "green": (46, 160, 67),
-    "blue": (52, 101, 220),
-    "yellow": (240, 200, 40),
-    "purple": (150, 70, 190),
-    "white": (235, 235, 235),
+    "red": (225, 40, 40),
+    "green": (40, 175, 60),
+    "blue": (50, 80, 235),
+    "yellow": (235, 215, 50),
+    "purple": (165, 55, 200),
+    "cyan": (50, 210, 215),
 }
-SHAPES = ("circle", "square", "triangle")
+SHAPES = ("circle", "square", "triangle", "cross")
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
 
-_NOISE_LEVEL = 6.0
-_EDGE_SOFTNESS_PX = 1.0
+FRAME_STEP = 1 / 7
+"""Time between two of the eight frames that the model looks at; onsets are placed in its units."""
+_MARGIN = 0.015
+_PLACEMENTS = 4  # tried per scene; the one whose objects stay furthest apart is taken
 
 
 @dataclass(frozen=True, slots=True)
-class MovingShape:
-    """One object. Positions are its centre as (x, y) shares of the frame, in [0, 1].
+class SceneStyle:
+    """What the scenes of a data set have in common.
 
     Attributes:
-        shape: one of :data:`SHAPES`.
-        color: a key of :data:`COLORS`.
-        radius: share of the frame's shorter side.
-        start: where it is in the first frame.
-        end: where it is in the last frame; it moves in a straight line.
+        min_objects: fewest objects in a scene.
+        max_objects: most objects in a scene; at most as many as there are shapes, for they all differ.
+        onset_slots: when objects may appear, in steps of :data:`FRAME_STEP`; each object gets one of its own.
+        radius: smallest and largest half-extent of an object.
+        displacement: least and most distance covered by an object that moves.
+        backgrounds: a family of :mod:`fastervlm_video.mini.backgrounds`.
+        max_distractors: colourless marks on the background, which are no objects.
+        occluder_share: share of scenes with a grey post that stands in front of the objects.
+        shake: standard deviation of the camera's shake, as a share of the side.
+        light_drift: most change of the brightness from first to last frame, as a share.
+        noise: standard deviation of the grain, in 8-bit grey levels.
     """
 
-    shape: str
-    color: str
-    radius: float
-    start: tuple[float, float]
-    end: tuple[float, float]
+    min_objects: int = 1
+    max_objects: int = 3
+    onset_slots: tuple[float, ...] = (0, 2, 4)
+    radius: tuple[float, float] = (0.085, 0.11)
+    displacement: tuple[float, float] = (0.34, 0.64)
+    backgrounds: str = "cloudy"
+    max_distractors: int = 2
+    occluder_share: float = 0.15
+    shake: float = 0.006
+    light_drift: float = 0.12
+    noise: float = 8.0
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """Objects, drawn in order, over a background that the seed decides."""
+STANDARD = SceneStyle()
+"""What the model is trained on, and held-out scenes are drawn from."""
 
-    objects: tuple[MovingShape, ...]
-    seed: int
+OUT_OF_DISTRIBUTION = SceneStyle(
+    min_objects=2,
+    max_objects=4,
+    onset_slots=(0, 1.5, 3, 4.5),
+    radius=(0.075, 0.12),
+    backgrounds="patterned",
+    max_distractors=5,
+    occluder_share=0.5,
+    shake=0.015,
+    light_drift=0.3,
+    noise=12.0,
+)
+"""More objects, other backgrounds, and more of everything that disturbs."""
 
 
-def random_scene(seed: int) -> Scene:
-    """One to three objects that differ in shape and colour, with random paths."""
-    rng = np.random.default_rng(seed)
-    count = int(rng.integers(1, len(SHAPES) + 1))
-    shapes = rng.permutation(list(SHAPES))[:count]
-    colors = rng.permutation(list(COLORS))[:count]
+@dataclass(frozen=True, slots=True, eq=False)
+class Scenes:
+    """B scenes of up to N objects; object ``i`` of scene ``b`` exists if ``i < count[b]``.
 
-    def point() -> tuple[float, float]:
-        x, y = rng.uniform(0.15, 0.85, size=2)
-        return float(x), float(y)
+    Attributes:
+        count: int64 [B], objects in each scene.
+        color: int64 [B, N], index into :data:`COLORS`; all different within a scene.
+        shape: int64 [B, N], index into :data:`SHAPES`; all different within a scene.
+        direction: int64 [B, N], index into :data:`DIRECTIONS`.
+        onset: float32 [B, N], when the object appears; those of a scene are well apart.
+        radius: float32 [B, N], half-extent.
+        start: float32 [B, N, 2], centre (x, y) at the onset.
+        end: float32 [B, N, 2], centre at time 1.
+        seed: int64 [B], decides everything else about how the scene looks.
+        style: what they have in common.
+    """
 
-    objects = tuple(
-        MovingShape(str(shape), str(color), float(rng.uniform(0.08, 0.13)), point(), point())
-        for shape, color in zip(shapes, colors, strict=True)
+    count: IntArray
+    color: IntArray
+    shape: IntArray
+    direction: IntArray
+    onset: FloatArray
+    radius: FloatArray
+    start: FloatArray
+    end: FloatArray
+    seed: IntArray
+    style: SceneStyle = STANDARD
+
+    def __len__(self) -> int:
+        return len(self.count)
+
+    def __getitem__(self, index: slice | IntArray) -> "Scenes":
+        arrays = {field.name: getattr(self, field.name)[index] for field in fields(self) if field.name != "style"}
+        return replace(self, **arrays)
+
+    @property
+    def exists(self) -> npt.NDArray[np.bool_]:
+        """Boolean [B, N]: whether there is such an object."""
+        return np.arange(self.color.shape[1]) < self.count[:, None]
+
+    def visible(self, times: FloatArray) -> npt.NDArray[np.bool_]:
+        """Boolean [B, N, F]: whether each object has appeared by each of the ``times`` [B, F]."""
+        return self.exists[..., None] & (times[:, None] >= self.onset[..., None])
+
+    def positions(self, times: FloatArray) -> FloatArray:
+        """float32 [B, N, F, 2]: centres (x, y) at ``times`` [B, F]; at the start before the onset."""
+        return _positions(times[:, None], self.onset, self.start, self.end)
+
+
+def _positions(times: FloatArray, onset: FloatArray, start: FloatArray, end: FloatArray) -> FloatArray:
+    onset = onset[..., None]
+    progress = np.clip((times - onset) / (1 - onset), 0, 1)[..., None]
+    centres: FloatArray = start[..., None, :] * (1 - progress) + end[..., None, :] * progress
+    return centres
+
+
+def sample_scenes(rng: np.random.Generator, count: int, style: SceneStyle = STANDARD) -> Scenes:
+    """Draw scenes.
+
+    Args:
+        rng: where the lots come from.
+        count: how many scenes, B.
+        style: what they have in common.
+    """
+    objects = style.max_objects
+    direction = rng.integers(0, len(DIRECTIONS), (count, objects))
+    distance = rng.uniform(*style.displacement, (count, objects, 1))
+    move = (np.array(list(DIRECTIONS.values()), np.float32)[direction] * distance).astype(np.float32)
+    radius = rng.uniform(*style.radius, (count, objects)).astype(np.float32)
+    slots = np.array(style.onset_slots)[_shuffles(rng, count, len(style.onset_slots))[:, :objects]]
+    onset = np.where(slots > 0, (slots - 0.5 + rng.uniform(-0.3, 0.3, slots.shape)) * FRAME_STEP, 0).astype(np.float32)
+    scenes = Scenes(
+        count=rng.integers(style.min_objects, objects + 1, count),
+        color=_shuffles(rng, count, len(COLORS))[:, :objects],
+        shape=_shuffles(rng, count, len(SHAPES))[:, :objects],
+        direction=direction,
+        onset=onset,
+        radius=radius,
+        start=np.zeros((count, objects, 2), np.float32),
+        end=np.zeros((count, objects, 2), np.float32),
+        seed=rng.integers(0, 2**62, count),
+        style=style,
     )
-    return Scene(objects, seed)
+    edge = radius[..., None] + _MARGIN
+    lowest, highest = edge + np.maximum(-move, 0), 1 - edge - np.maximum(move, 0)
+    candidates = lowest + rng.random((_PLACEMENTS, *move.shape), np.float32) * (highest - lowest)
+    start = candidates[_clearest(scenes, candidates, move), np.arange(count)]
+    return replace(scenes, start=start, end=start + move)
 
 
-def _coverage(
-    shape: str, dx: npt.NDArray[np.float32], dy: npt.NDArray[np.float32], radius: float
-) -> npt.NDArray[np.float32]:
-    """Soft mask in [0, 1] of a shape around the origin, from the signed distance to its outline in pixels."""
-    if shape == "circle":
-        distance = np.hypot(dx, dy) - radius
-    elif shape == "square":
-        distance = np.maximum(np.abs(dx), np.abs(dy)) - 0.85 * radius
-    elif shape == "triangle":
-        slope = np.float32(np.sqrt(3.0))
-        distance = np.maximum(dy - radius / 2, (slope * np.abs(dx) - dy - radius) / 2)
-    else:
-        raise InvalidRequestError(f"unknown shape {shape!r}; one of {', '.join(SHAPES)}")
-    return np.clip(0.5 - distance / _EDGE_SOFTNESS_PX, 0, 1)
+def _shuffles(rng: np.random.Generator, rows: int, length: int) -> IntArray:
+    """int64 [rows, length]: a random order of ``range(length)`` in each row."""
+    return np.argsort(rng.random((rows, length)), axis=1)
 
 
-def render_scene(scene: Scene, *, num_frames: int = 48, height: int = 240, width: int = 320) -> npt.NDArray[np.uint8]:
-    """Draw a scene.
+def _clearest(scenes: Scenes, start: FloatArray, move: FloatArray) -> IntArray:
+    """Which of the placements ``start`` [K, B, N, 2] keeps the objects of each scene furthest apart: int64 [B]."""
+    times = np.broadcast_to(np.linspace(0, 1, 8, dtype=np.float32), (len(scenes), 8))
+    centres = _positions(times[:, None], scenes.onset, start, start + move)
+    visible = scenes.visible(times)
+    gaps = np.linalg.norm(centres[:, :, :, None] - centres[:, :, None], axis=-1)
+    together = visible[:, :, None] & visible[:, None] & ~np.eye(visible.shape[1], dtype=bool)[None, :, :, None]
+    clearest: IntArray = np.where(together, gaps, np.inf).min(axis=(2, 3, 4)).argmax(axis=0)
+    return clearest
 
-    Returns:
-        uint8 [num_frames, height, width, 3], RGB.
 
-    Raises:
-        InvalidRequestError: an object's shape is not one of :data:`SHAPES`.
-    """
-    rng = np.random.default_rng(scene.seed)
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    corners = rng.uniform(60, 130, size=(2, 3)).astype(np.float32)
-    shade = ((x / width + y / height) / 2)[..., None]
-    texture = 10 * np.sin(x / rng.uniform(9, 25) + y / rng.uniform(9, 25))[..., None]
-    background = corners[0] * (1 - shade) + corners[1] * shade + texture
-    frames = np.empty((num_frames, height, width, 3), np.uint8)
-    for index in range(num_frames):
-        time = index / max(1, num_frames - 1)
-        canvas = background + rng.normal(0, _NOISE_LEVEL, (height, width, 1)).astype(np.float32)
-        for item in scene.objects:
-            center_x = (item.start[0] * (1 - time) + item.end[0] * time) * width
-            center_y = (item.start[1] * (1 - time) + item.end[1] * time) * height
-            mask = _coverage(item.shape, x - center_x, y - center_y, item.radius * min(height, width))[..., None]
-            canvas = canvas * (1 - mask) + np.asarray(COLORS[item.color], np.float32) * mask
-        frames[index] = np.clip(canvas, 0, 255).astype(np.uint8)
-    return frames
+def random_scene(seed: int, style: SceneStyle = STANDARD) -> Scenes:
+    """A single scene that follows from its seed alone."""
+    return sample_scenes(np.random.default_rng(seed), 1, style)

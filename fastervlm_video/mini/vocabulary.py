@@ -8,13 +8,17 @@ __all__ = ["CHAT_TEMPLATE", "WORDS", "build_tokenizer"]
 PAD, BOS, EOS, UNK, IMAGE, VIDEO = "<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>"
 
 _TEXT = """
-    user assistant : ? . , a an the is are do does of in on at to and or not no yes it there this that how many what
-    which who where when why color colour shape object objects thing things video frame scene see first last before
-    after start end move moves moving still red green blue yellow purple orange white black gray circle square triangle
-    star cross ring zero one two three four five left right up down top bottom middle center topleft topright
-    bottomleft bottomright small large big fast slow appear appears disappear
+    user assistant : ? . , a an the is are was do does did can of in on at to from and or not no yes it there this that
+    how many much what which who where when why whose we you i see tell me about describe happens happening happen
+    show shows shown contain contains have has color colour colors colours shape shapes object objects thing things item
+    items video clip frame frames scene picture first last final earliest latest before after then start starts started
+    beginning begin begins end ends position located direction way move moves moved moving go goes going travel travels
+    stay stays still drift drifts appear appears appeared come comes enter enters present visible does
+    red green blue yellow purple cyan orange pink brown white black gray grey circle square triangle cross star ring
+    zero one two three four five six number count total left right up down top bottom upper lower middle center corner
+    small large big fast slow disappear
 """
-WORDS = tuple(_TEXT.split())
+WORDS = tuple(dict.fromkeys(_TEXT.split()))
 
 # Vicuna's format as published Video-LLaVA checkpoints have it: the video stands before the question.
 CHAT_TEMPLATE = (

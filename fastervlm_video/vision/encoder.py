@@ -120,8 +120,7 @@ class VisionEncoder:
             InvalidRequestError: see :meth:`check`; nothing was computed.
             CheckpointError: the tower's output is not finite.
         """
-        if max_frames_per_forward < 1:
-            raise InvalidRequestError(f"max_frames_per_forward must be at least 1, got {max_frames_per_forward}")
+        _check_limit(max_frames_per_forward)
         for job in jobs:
             self.check(job)
         pieces: list[list[TowerOutput]] = [[] for _ in jobs]
@@ -145,8 +144,9 @@ class VisionEncoder:
             max_frames_per_forward: bounds memory, as in :meth:`encode`.
 
         Raises:
-            InvalidRequestError: frames of another size.
+            InvalidRequestError: frames of another size, or no frame allowed in one pass.
         """
+        _check_limit(max_frames_per_forward)
         self.check(EncodeJob(frames, PruneSpec()))
         pixels = frames.frames_thwc_u8
         spans = range(0, len(pixels), max_frames_per_forward)
@@ -213,6 +213,11 @@ class VisionEncoder:
                 "or check the checkpoint's weights"
             )
         return on_host
+
+
+def _check_limit(max_frames_per_forward: int) -> None:
+    if max_frames_per_forward < 1:
+        raise InvalidRequestError(f"max_frames_per_forward must be at least 1, got {max_frames_per_forward}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ def test_an_answer_says_what_was_done(service: Service) -> None:
     file_id = service.upload(service.new_video())
     cold, warm = (service.answer(file_id=file_id, keep_ratio=0.25) for _ in range(2))
     video = cold["video"]
-    assert cold["model"] == "fastervlm-video/mini-random"
+    assert cold["model"] == "fastervlm-video/mini"
     assert cold["finish_reason"] in {"stop", "length"}
     assert (video["frames"], video["tokens_full"], video["tokens_kept"]) == (8, 8 * 64, 8 * 16)
     assert video["tokens_per_frame"] == [16] * 8
@@ -104,9 +104,10 @@ def test_early_errors_of_a_stream_keep_their_status(service: Service) -> None:
 
 def test_sampling_is_repeatable_by_seed(service: Service) -> None:
     file_id = service.upload(service.new_video())
-    options = {"file_id": file_id, "temperature": 1.5, "max_tokens": 20}
-    answers = [service.answer(seed=seed, **options)["answer"] for seed in (1, 1, 2)]
-    assert answers[0] == answers[1] != answers[2]
+    options = {"file_id": file_id, "question": "What happens?", "temperature": 2.0, "max_tokens": 20}
+    answers = [service.answer(seed=seed, **options)["answer"] for seed in (1, 1, *range(2, 10))]
+    assert answers[0] == answers[1]
+    assert len(set(answers)) > 1
 
 
 def test_many_questions_about_one_new_video_cost_one_encode(service: Service) -> None:

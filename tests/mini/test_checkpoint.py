@@ -1,7 +1,5 @@
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import VideoLlavaForConditionalGeneration
 
-from fastervlm_video.mini import MiniSize, checkpoint, ensure_mini_checkpoint, save_mini_checkpoint
+from fastervlm_video.mini import MiniSize, save_mini_checkpoint
 from tests.checkpoints import SMALL, WEIGHTS
 
 
@@ -75,62 +73,3 @@ def test_frames_are_made_as_large_as_the_tower_takes_them(tmp_path: Path, name: 
     content = json.loads((folder / name).read_text())
     assert content["size"] == {"shortest_edge": SMALL.image_size}
     assert content["crop_size"] == {"height": SMALL.image_size, "width": SMALL.image_size}
-
-
-def test_it_is_made_once_and_kept(tmp_path: Path) -> None:
-    made = ensure_mini_checkpoint(tmp_path / "cache")
-    before = {path: path.stat().st_mtime_ns for path in made.iterdir()}
-    assert ensure_mini_checkpoint(tmp_path / "cache") == made
-    assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == before
-
-
-def test_a_copy_that_another_process_finished_first_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both find nothing and make one; the slower finds the place taken."""
-    original = checkpoint.save_mini_checkpoint
-
-    def slow(folder: Path) -> Path:
-        made = original(folder, size=SMALL)
-        if not faster.exists():
-            original(faster, size=SMALL, seed=9)
-        return made
-
-    faster = tmp_path / "mini-random-v1"
-    monkeypatch.setattr(checkpoint, "save_mini_checkpoint", slow)
-    found = ensure_mini_checkpoint(tmp_path)
-    reference = save_mini_checkpoint(tmp_path / "reference", size=SMALL, seed=9)
-    assert found == faster
-    assert digests(found) == digests(reference)
-    assert {path.name for path in tmp_path.iterdir()} == {"mini-random-v1", "reference"}
-
-
-def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(folder: Path) -> Path:
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(checkpoint, "save_mini_checkpoint", fail)
-    with pytest.raises(OSError, match="disk full"):
-        ensure_mini_checkpoint(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_processes_may_ask_for_it_at_once(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from fastervlm_video.mini import ensure_mini_checkpoint;"
-        "sys.stdin.read(1); print(ensure_mini_checkpoint(Path(sys.argv[1])))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "cache")]
-    children = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    for child in children:  # all have been started; now they may begin
-        assert child.stdin is not None
-        child.stdin.write("x")
-        child.stdin.flush()
-    results = [(*child.communicate(timeout=120), child.returncode) for child in children]
-    assert all(status == 0 for _, _, status in results), results
-    assert len({out for out, _, _ in results}) == 1
-    (folder,) = (tmp_path / "cache").iterdir()
-    assert digests(folder) == digests(save_mini_checkpoint(tmp_path / "reference"))

@@ -1,88 +1,164 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fastervlm_video.errors import InvalidRequestError
-from fastervlm_video.mini import COLORS, SHAPES, MovingShape, Scene, random_scene, render_scene
+from fastervlm_video.mini import COLORS, SHAPES, random_scene, sample_scenes, scenes
+from fastervlm_video.mini.render import frame_times
+from fastervlm_video.mini.scenes import DIRECTIONS, FRAME_STEP, OUT_OF_DISTRIBUTION, STANDARD, Scenes, SceneStyle
+from tests.mini.kit import UNIT_VECTORS, draw, every, same
 
-HEIGHT, WIDTH = 60, 80
-
-
-def render(
-    *objects: MovingShape, num_frames: int = 3, seed: int = 0
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    return render_scene(Scene(objects, seed), num_frames=num_frames, height=HEIGHT, width=WIDTH)
-
-
-def is_color(pixel: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], color: str) -> bool:
-    return bool((pixel == COLORS[color]).all())
+styles = pytest.mark.parametrize("style", [STANDARD, OUT_OF_DISTRIBUTION], ids=["standard", "out-of-distribution"])
+any_seed = given(seed=st.integers(0, 2**32))
+few = settings(max_examples=20, deadline=None)
+MOMENTS = np.linspace(0, 1, 41, dtype=np.float32)
 
 
-def test_scenes_follow_from_the_seed() -> None:
-    for seed in range(5):
-        assert random_scene(seed) == random_scene(seed)
-        frames = [render_scene(random_scene(seed), num_frames=2, height=HEIGHT, width=WIDTH) for _ in range(2)]
-        assert (frames[0] == frames[1]).all()
-    assert len({random_scene(seed) for seed in range(20)}) == 20
+@styles
+def test_scenes_follow_from_the_seed(style: SceneStyle) -> None:
+    assert same(draw(3, 20, style), draw(3, 20, style))
+    assert not same(draw(3, 20, style), draw(4, 20, style))
+    assert same(random_scene(5, style), sample_scenes(np.random.default_rng(5), 1, style))
+    assert len(random_scene(5, style)) == 1
+    assert random_scene(5, style).style == style
 
 
-def test_random_scenes_are_made_of_known_and_different_things() -> None:
-    scenes = [random_scene(seed) for seed in range(50)]
-    assert {len(scene.objects) for scene in scenes} == {1, 2, 3}
-    for scene in scenes:
-        for values, known in (([o.shape for o in scene.objects], SHAPES), ([o.color for o in scene.objects], COLORS)):
-            assert len(set(values)) == len(values)
-            assert set(values) <= set(known)
-        for item in scene.objects:
-            assert all(0 < share < 1 for share in (*item.start, *item.end))
-            assert 0 < item.radius < 0.5
+@styles
+@few
+@any_seed
+def test_objects_of_a_scene_differ_in_colour_and_in_shape(style: SceneStyle, seed: int) -> None:
+    drawn = draw(seed, 10, style)
+    for values, known in ((drawn.color, len(COLORS)), (drawn.shape, len(SHAPES))):
+        assert values.shape == (10, style.max_objects)
+        assert ((values >= 0) & (values < known)).all()
+        assert all(len(set(row)) == len(row) for row in values.tolist())
+    assert ((drawn.direction >= 0) & (drawn.direction < len(DIRECTIONS))).all()
+    assert ((drawn.count >= style.min_objects) & (drawn.count <= style.max_objects)).all()
+    assert ((drawn.radius >= style.radius[0]) & (drawn.radius <= style.radius[1])).all()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("color", COLORS)
-def test_a_shape_is_where_it_should_be_and_has_its_colour(shape: str, color: str) -> None:
-    frames = render(MovingShape(shape, color, 0.2, (0.25, 0.5), (0.75, 0.5)))
-    assert frames.shape == (3, HEIGHT, WIDTH, 3)
-    assert frames.dtype == np.uint8
-    for frame, x in zip(frames, (0.25, 0.5, 0.75), strict=True):
-        matches = (frame == COLORS[color]).all(axis=2)
-        rows, columns = np.nonzero(matches)
-        assert matches[HEIGHT // 2, int(x * WIDTH)]
-        assert abs(columns.mean() - x * WIDTH) < 1
-        assert np.ptp(columns) <= 2 * 0.2 * HEIGHT
-        assert rows.min() > HEIGHT * 0.25
-        assert rows.max() < HEIGHT * 0.75
+@styles
+def test_everything_there_is_to_draw_is_drawn(style: SceneStyle) -> None:
+    drawn = draw(0, 300, style)
+    assert set(drawn.count.tolist()) == set(range(style.min_objects, style.max_objects + 1))
+    for values, known in ((drawn.color, COLORS), (drawn.shape, SHAPES), (drawn.direction, DIRECTIONS)):
+        for place in values.T:
+            counts = np.bincount(place, minlength=len(known))
+            assert counts.min() > 300 / len(known) / 2, counts
+    assert len(set(drawn.seed.tolist())) == 300
 
 
-def test_shapes_differ_in_the_area_they_cover() -> None:
-    areas = {}
-    for shape in SHAPES:
-        scene = Scene((MovingShape(shape, "white", 0.4, (0.5, 0.5), (0.5, 0.5)),), seed=0)
-        frame = render_scene(scene, num_frames=1, height=400, width=400)[0]
-        areas[shape] = (frame == COLORS["white"]).all(axis=2).sum() / (0.4 * 400) ** 2
-    assert areas["circle"] == pytest.approx(np.pi, rel=0.03)
-    assert areas["square"] == pytest.approx((2 * 0.85) ** 2, rel=0.03)
-    assert areas["triangle"] == pytest.approx(0.75 * np.sqrt(3), rel=0.03)
+@styles
+@few
+@any_seed
+def test_objects_stay_in_the_square_at_all_times(style: SceneStyle, seed: int) -> None:
+    drawn = draw(seed, 10, style)
+    centres, radius = drawn.positions(every(drawn, MOMENTS)), drawn.radius[:, :, None, None]
+    assert centres.shape == (10, style.max_objects, len(MOMENTS), 2)
+    assert (centres - radius > 0).all()
+    assert (centres + radius < 1).all()
 
 
-def test_later_objects_cover_earlier_ones() -> None:
-    here = (0.5, 0.5)
-    frame = render(MovingShape("circle", "red", 0.3, here, here), MovingShape("square", "blue", 0.1, here, here))[0]
-    assert is_color(frame[HEIGHT // 2, WIDTH // 2], "blue")
-    assert is_color(frame[HEIGHT // 2, WIDTH // 2 + int(0.2 * HEIGHT)], "red")
+@styles
+@few
+@any_seed
+def test_objects_appear_one_by_one_each_in_a_frame_of_its_own_and_are_seen_twice(style: SceneStyle, seed: int) -> None:
+    drawn = draw(seed, 10, style)
+    for onsets in drawn.onset.tolist():
+        gaps = np.diff(sorted(onsets))
+        assert gaps.min() > 0.69 * FRAME_STEP  # no two at once, nor nearly
+    shown = drawn.visible(every(drawn, frame_times(8)))
+    for row, count in zip(shown, drawn.count, strict=True):
+        first = [frames.argmax() for frames in row[:count]]
+        assert len(set(first)) == count
+        assert row[:count, -2:].all()
 
 
-def test_an_empty_scene_is_a_background_that_flickers_a_little() -> None:
-    frames = render(num_frames=2).astype(int)
-    assert (frames[0] != frames[1]).any()
-    assert np.abs(frames[0] - frames[1]).mean() < 15
-    assert (frames != render(num_frames=2, seed=1)).any()
+@styles
+@few
+@any_seed
+def test_what_has_appeared_stays_and_what_does_not_exist_never_appears(style: SceneStyle, seed: int) -> None:
+    drawn = draw(seed, 10, style)
+    visible = drawn.visible(every(drawn, MOMENTS))
+    assert visible.shape == (10, style.max_objects, len(MOMENTS))
+    assert (visible[..., 1:] >= visible[..., :-1]).all()
+    for b in range(10):
+        for n in range(style.max_objects):
+            expected = n < drawn.count[b]
+            assert drawn.exists[b, n] == expected
+            assert visible[b, n].tolist() == [expected and time >= drawn.onset[b, n] for time in MOMENTS]
 
 
-def test_one_frame_shows_the_start() -> None:
-    frame = render(MovingShape("circle", "green", 0.2, (0.25, 0.25), (0.9, 0.9)), num_frames=1)[0]
-    assert is_color(frame[HEIGHT // 4, WIDTH // 4], "green")
+def test_an_object_is_there_at_its_onset_and_not_just_before() -> None:
+    drawn = draw(1, 50)
+    for n in range(drawn.color.shape[1]):
+        onset = drawn.onset[:, n]
+        at, before = drawn.visible(onset[:, None])[:, n, 0], drawn.visible(onset[:, None] - 1e-6)[:, n, 0]
+        assert (at == drawn.exists[:, n]).all()
+        assert not before.any()
 
 
-def test_an_unknown_shape_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="'hexagon'; one of circle, square, triangle"):
-        render(MovingShape("hexagon", "red", 0.1, (0.5, 0.5), (0.5, 0.5)))
+@styles
+@few
+@any_seed
+def test_objects_go_where_their_direction_says(style: SceneStyle, seed: int) -> None:
+    drawn = draw(seed, 10, style)
+    least, most = style.displacement
+    for b in range(10):
+        for n in range(style.max_objects):
+            name = list(DIRECTIONS)[drawn.direction[b, n]]
+            move = drawn.end[b, n] - drawn.start[b, n]
+            if name == "still":
+                assert (move == 0).all()
+            else:
+                distance = float(move @ UNIT_VECTORS[name])
+                assert least - 1e-6 <= distance <= most + 1e-6
+                assert move == pytest.approx(UNIT_VECTORS[name] * distance, abs=1e-6)
+
+
+def test_objects_move_evenly_from_their_onset_to_the_end() -> None:
+    drawn = draw(2, 30)
+    onset = drawn.onset[:, :1]
+    times = np.concatenate([0 * onset, onset, onset + (1 - onset) / 4, onset / 2 + 0.5, 0 * onset + 1], axis=1)
+    first = drawn.positions(times)[:, 0]
+    start, end = drawn.start[:, 0], drawn.end[:, 0]
+    for place, share in zip(first.transpose(1, 0, 2), (0, 0, 0.25, 0.5, 1), strict=True):
+        assert place == pytest.approx(start + share * (end - start), abs=1e-5)
+
+
+def test_a_part_of_the_scenes_is_scenes() -> None:
+    drawn = draw(3, 6, OUT_OF_DISTRIBUTION)
+    part, chosen = drawn[1:3], drawn[np.array([4, 1])]
+    assert len(part) == len(chosen) == 2
+    assert part.style == chosen.style == OUT_OF_DISTRIBUTION
+    assert same(part[1:], drawn[2:3])
+    assert same(chosen[1:], part[:1])
+    assert chosen.seed.tolist() == [drawn.seed[4], drawn.seed[1]]
+    times = every(drawn, MOMENTS)
+    assert np.array_equal(chosen.positions(times[:2]), drawn.positions(times)[[4, 1]])
+
+
+def smallest_gap(drawn: Scenes, index: int) -> float:
+    """Between the centres of two objects that are to be seen in the same of eight frames."""
+    times = every(drawn, frame_times(8))
+    visible, centres = drawn.visible(times)[index], drawn.positions(times)[index].astype(np.float64)
+    gaps = [
+        float(np.hypot(*(centres[i, f] - centres[j, f])))
+        for i in range(len(visible))
+        for j in range(i)
+        for f in range(8)
+        if visible[i, f] and visible[j, f]
+    ]
+    return min(gaps, default=np.inf)
+
+
+def test_of_several_placements_the_one_with_the_widest_gaps_is_taken() -> None:
+    drawn = draw(4, 12)
+    move = drawn.end - drawn.start
+    starts = np.random.default_rng(0).random((3, *drawn.start.shape), np.float32)
+    chosen = scenes._clearest(drawn, starts, move)
+    for b in range(12):
+        gaps = [smallest_gap(replace(drawn, start=start, end=start + move), b) for start in starts]
+        assert gaps[chosen[b]] == pytest.approx(max(gaps), abs=1e-6)

@@ -49,7 +49,7 @@ def test_the_fingerprint_ignores_what_features_do_not_depend_on(folder: Path, un
     "edit",
     [
         set_vision(layer_norm_eps=1e-6),
-        set_vision(hidden_act="gelu"),
+        set_vision(hidden_act="quick_gelu"),
         set_vision(num_attention_heads=2),
         lambda config: config.update(vision_feature_layer=-1),
     ],

@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from fastervlm_video.errors import CheckpointError
+from fastervlm_video.mini.vocabulary import build_tokenizer
 from fastervlm_video.models import Checkpoint
 from tests.checkpoints import (
     renamed,
     rewrite,
 )
 from tests.models.kit import DEPTH, LAYER, Change, changed, loads_language, loads_vision, without
+
+WORDS = len(build_tokenizer())
 
 BROKEN: dict[str, tuple[Change, Callable[[Checkpoint], object], str]] = {
     "tower tensor missing": (
@@ -60,7 +63,7 @@ BROKEN: dict[str, tuple[Change, Callable[[Checkpoint], object], str]] = {
     "vocabulary of another size": (
         changed("language_model.model.embed_tokens.weight", lambda t: t[:-1]),
         loads_language,
-        r"embed_tokens\.weight is \[102, 32\] and should be \[103, 32\]",
+        rf"embed_tokens\.weight is \[{WORDS - 1}, 32\] and should be \[{WORDS}, 32\]",
     ),
     "projector missing": (without("multi_modal_projector."), loads_language, r"projector lacks linear_1\.bias"),
     "projector of another shape": (

@@ -24,7 +24,7 @@ from fastervlm_video.errors import (
     VideoNotFoundError,
 )
 from fastervlm_video.media import write_video
-from fastervlm_video.mini import random_scene, render_scene
+from fastervlm_video.mini import random_scene, render_scene, save_mini_checkpoint
 from fastervlm_video.plan import ModelFacts
 from fastervlm_video.prune import method_names
 from services.decoder import Decoder
@@ -52,12 +52,15 @@ SAMPLING = FrameSampling(4)
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return load_settings(runtime_dir=tmp_path_factory.mktemp("s") / "run", max_batch_frames=8)
+    folder = tmp_path_factory.mktemp("s")
+    # With random weights an answer goes on until it is stopped.
+    model = save_mini_checkpoint(folder / "model")
+    return load_settings(runtime_dir=folder / "run", max_batch_frames=8, model=str(model))
 
 
 @pytest.fixture(scope="module")
-def facts() -> ModelFacts:
-    return ModelFacts.open("mini")
+def facts(settings: Settings) -> ModelFacts:
+    return ModelFacts.open(settings.model)
 
 
 @pytest.fixture(scope="module")

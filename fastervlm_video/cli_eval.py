@@ -1,0 +1,197 @@
+"""The commands ``eval`` and ``eval-compare``: what pruning costs, measured."""
+
+import os
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from fastervlm_video.cli_tools import one_line_errors, open_model, steps_shown
+from fastervlm_video.config import DEFAULT_NUM_FRAMES, FrameSampling, PruneSpec
+from fastervlm_video.errors import InvalidInputError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from fastervlm_video.eval import Dataset, Judge
+
+__all__ = ["eval_command", "eval_compare"]
+
+_DEFAULT_KEEPS = "1,0.5,0.25,0.1,0.05,0.025"
+_PLAIN_WIDTH = 240  # of a table that is not shown on a terminal
+
+Bootstrap = Annotated[int, typer.Option("--bootstrap", help="Draws behind the confidence intervals.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of methods that draw lots, and of the intervals.")]
+
+
+def eval_command(
+    *,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset",
+            "-d",
+            help="[bold]mini[/bold], [bold]mini-ood[/bold] (made on first use), a .jsonl file, gpt-zero-shot:DIR, "
+            "videomme:FILE or mvbench:FILE.",
+        ),
+    ] = "mini",
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods",
+            help="Names, with commas: pruning methods, fastv:K (text attention after K layers), oracle (knows the "
+            "objects; mini data sets only), or all. All tokens and none are always measured too.",
+        ),
+    ] = "all",
+    keep: Annotated[
+        str, typer.Option("--keep", help="Shares of the visual tokens, in (0, 1\\], with commas.")
+    ] = _DEFAULT_KEEPS,
+    model: Annotated[str, typer.Option("--model", "-m", help="As for ask.")] = "mini",
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Take the first so many videos only.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The run's folder.  [dim]\\[default: runs/DATASET][/dim]", show_default=False),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Continue what is in the folder, or start over.")
+    ] = True,
+    random_seeds: Annotated[
+        int, typer.Option("--random-seeds", help="Average methods that draw lots over so many seeds.")
+    ] = 1,
+    frames: Annotated[int, typer.Option("--frames", help="Frames to look at, evenly spread over the video.")] = (
+        DEFAULT_NUM_FRAMES
+    ),
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer, in tokens.")] = 16,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            help="URL of an OpenAI-compatible server that grades open answers, such as http://localhost:8001/v1; "
+            "otherwise they must match exactly.",
+            show_default=False,
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option("--judge-model", help="The judge's name there.", show_default=False)
+    ] = None,
+    judge_key_env: Annotated[
+        str,
+        typer.Option("--judge-key-env", help="Environment variable that holds the judge's API key, if it needs one."),
+    ] = "OPENAI_API_KEY",
+    bootstrap: Bootstrap = 2000,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Revision of a Hugging Face id.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure what pruning costs: accuracy by method and share of visual tokens kept.
+
+    Prints a table, and writes predictions, results.json, results.md and a plot into the run's folder. An
+    interrupted run continues where it was.
+
+    [bold]Examples[/bold]
+
+    fastervlm-video eval --methods cls_attention,random,oracle --keep 0.1,0.05 --limit 50
+
+    fastervlm-video eval -d gpt-zero-shot:MSVD_Zero_Shot_QA -m LanguageBind/Video-LLaVA-7B-hf
+    """
+    with one_line_errors(), steps_shown() as steps:
+        keeps = _shares(keep)
+        with steps.step("Opening the data set"):
+            questions = _open_dataset(dataset, limit)
+        folder = out or Path("runs") / re.sub(r"[^\w.-]+", "-", dataset).strip("-")
+        sampling = FrameSampling(frames)
+        with ExitStack() as stack:
+            referee = stack.enter_context(_judge(judge, judge_model, judge_key_env)) if judge else None
+            qa = stack.enter_context(
+                open_model(steps, model=model, revision=revision, device=device, prune=PruneSpec(), sampling=sampling)
+            )
+            from fastervlm_video.eval import evaluate, results_table, write_report
+
+            with steps.step("Answering") as progress:
+                results = evaluate(
+                    qa,
+                    questions,
+                    folder,
+                    methods=[name.strip() for name in methods.split(",") if name.strip()],
+                    keeps=keeps,
+                    seed=seed,
+                    random_seeds=random_seeds,
+                    sampling=sampling,
+                    max_tokens=max_tokens,
+                    resume=resume,
+                    judge=referee,
+                    bootstrap=bootstrap,
+                    progress=progress,
+                )
+            paths = write_report(results, folder)
+    console = _console()
+    console.print(results_table(results))
+    console.print(f"Written: {', '.join(map(str, paths))}", markup=False, highlight=False, soft_wrap=True)
+
+
+def eval_compare(
+    run_a: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)],
+    run_b: Annotated[Path, typer.Argument(help="Another's, or the same.", show_default=False)],
+    *,
+    arm_a: Annotated[
+        str | None,
+        typer.Option("--a", help="An arm of the first, such as cls_attention@0.1; otherwise all they share."),
+    ] = None,
+    arm_b: Annotated[
+        str | None, typer.Option("--b", help="An arm of the second.  [dim]\\[default: as --a][/dim]")
+    ] = None,
+    bootstrap: Bootstrap = 2000,
+    permutations: Annotated[int, typer.Option("--permutations", help="Swaps behind the p-values.")] = 10_000,
+    seed: Seed = 0,
+) -> None:
+    """Compare two runs, question by question: difference, 95 % interval, and p-value.
+
+    Open answers must match exactly; videos, not questions, are what is drawn and swapped.
+
+    [bold]Examples[/bold]
+
+    fastervlm-video eval-compare runs/before runs/after
+
+    fastervlm-video eval-compare runs/mini runs/mini --a vispruner@0.1 --b cls_attention@0.1
+    """
+    with one_line_errors(), steps_shown() as steps:
+        with steps.step("Loading the libraries"):
+            from fastervlm_video.eval import compare_runs, comparison_table
+        with steps.step("Comparing"):
+            comparisons = compare_runs(
+                run_a, run_b, arm_a=arm_a, arm_b=arm_b, bootstrap=bootstrap, permutations=permutations, seed=seed
+            )
+    _console().print(comparison_table(comparisons))
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as exc:
+        raise InvalidRequestError(f"--keep takes numbers with commas, such as 0.1,0.05, not {text!r}") from exc
+
+
+def _open_dataset(name: str, limit: int | None) -> "Dataset":
+    from fastervlm_video.eval import open_dataset, require_matplotlib
+
+    require_matplotlib()
+    return open_dataset(name, limit=limit)
+
+
+def _judge(url: str, model: str | None, key_variable: str) -> "Judge":
+    from fastervlm_video.eval import Judge
+
+    if not model:
+        raise InvalidInputError("a judge needs a model: give --judge-model")
+    return Judge(url, model, api_key=os.environ.get(key_variable))
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for any table where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)

@@ -1,0 +1,172 @@
+"""The mini benchmark: real video files of synthetic scenes, questions about them, and where the objects are.
+
+A benchmark is a folder that any reader of JSON lines understands::
+
+    mini-heldout-v1-200/
+        questions.jsonl     {"id", "video", "question", "answer", "type"}, one object per line
+        videos/00000.mp4 …
+        scenes.npz          what was drawn, for the oracle that knows the objects
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fastervlm_video.errors import InvalidRequestError
+from fastervlm_video.media import write_video
+from fastervlm_video.mini.questions import ask_about
+from fastervlm_video.mini.render import frame_times, object_coverage, render_scenes
+from fastervlm_video.mini.scenes import OUT_OF_DISTRIBUTION, STANDARD, Scenes, SceneStyle, sample_scenes
+
+__all__ = ["QUESTIONS_FILE", "Split", "ensure_benchmark", "video_coverage"]
+
+Split = Literal["heldout", "ood"]
+
+QUESTIONS_FILE = "questions.jsonl"
+_SCENES_FILE = "scenes.npz"
+_VERSION = 1
+_SEEDS: dict[Split, int] = {"heldout": 7_000_001, "ood": 7_000_002}
+_ASKED_AT = frame_times(8)  # what eight evenly spread frames can show is asked for
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """How a video is stored."""
+
+    suffix: str
+    codec: str
+    height: int
+    width: int
+    fps: int
+    num_frames: int
+    options: tuple[tuple[str, str], ...] = ()
+
+
+_STANDARD_FORMAT = _Format(".mp4", "libx264", 224, 224, 8, 32, (("crf", "23"), ("preset", "veryfast")))
+_OTHER_FORMATS = (
+    _Format(".mp4", "libx264", 180, 320, 12, 40, (("crf", "33"), ("preset", "veryfast"))),
+    _Format(
+        ".webm",
+        "libvpx-vp9",
+        240,
+        320,
+        10,
+        36,
+        (("crf", "34"), ("b", "0"), ("deadline", "realtime"), ("cpu-used", "8")),
+    ),
+    _Format(".avi", "mpeg4", 256, 192, 15, 60, (("qscale", "6"),)),
+    _Format(".mkv", "libx264", 336, 336, 24, 49, (("crf", "28"), ("preset", "veryfast"))),
+    _Format(".mp4", "libx264", 144, 176, 8, 25, (("crf", "26"), ("preset", "veryfast"))),
+)
+
+
+def ensure_benchmark(cache_dir: Path, split: Split, num_videos: int) -> Path:
+    """The benchmark's folder, made on first use (about ten videos a second).
+
+    Args:
+        cache_dir: where benchmarks are kept.
+        split: ``heldout``: scenes like those of the training, from other seeds; ``ood``: more objects, other
+            backgrounds, more noise, and other codecs and sizes.
+        num_videos: how many; a smaller benchmark is the beginning of a larger one.
+
+    Raises:
+        InvalidRequestError: unknown split, or no videos asked for.
+    """
+    if split not in get_args(Split) or num_videos < 1:
+        raise InvalidRequestError(
+            f"a benchmark is one of {', '.join(get_args(Split))}, with one video or more; got {split!r}, {num_videos}"
+        )
+    folder = cache_dir / f"mini-{split}-v{_VERSION}-{num_videos}"
+    if (folder / QUESTIONS_FILE).is_file():
+        return folder
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".making-") as scratch:
+        made = Path(scratch) / "benchmark"
+        _make(made, split, num_videos)
+        try:
+            os.rename(made, folder)
+        except OSError:
+            if not (folder / QUESTIONS_FILE).is_file():  # otherwise another process was faster
+                raise
+    return folder
+
+
+def _make(folder: Path, split: Split, num_videos: int) -> None:
+    (folder / "videos").mkdir(parents=True)
+    style = STANDARD if split == "heldout" else OUT_OF_DISTRIBUTION
+    lines, scenes, durations, names = [], [], [], []
+    for index in range(num_videos):
+        rng = np.random.default_rng((_SEEDS[split], index))
+        form = _STANDARD_FORMAT if split == "heldout" else _OTHER_FORMATS[index % len(_OTHER_FORMATS)]
+        name = f"videos/{index:05d}{form.suffix}"
+        scene = _write(folder / name, rng, style, form)
+        for number, question in enumerate(ask_about(scene, 0, _ASKED_AT, rng)):
+            lines.append(
+                {
+                    "id": f"{split}-{index:05d}-{number:02d}",
+                    "video": name,
+                    "question": question.text,
+                    "answer": question.answer,
+                    "type": question.kind,
+                }
+            )
+        scenes.append(scene)
+        names.append(name)
+        durations.append((form.num_frames - 1) / form.fps)
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(scene, name) for scene in scenes]) for name in _array_names()
+    }
+    np.savez(folder / _SCENES_FILE, video=np.array(names), duration_seconds=np.array(durations), **arrays)
+    (folder / QUESTIONS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _write(path: Path, rng: np.random.Generator, style: SceneStyle, form: _Format) -> Scenes:
+    scene = sample_scenes(rng, 1, style)
+    frames = render_scenes(scene, frame_times(form.num_frames)[None], height=form.height, width=form.width)[0]
+    write_video(path, frames, fps=form.fps, codec=form.codec, codec_options=dict(form.options))
+    return scene
+
+
+def _array_names() -> list[str]:
+    return [field.name for field in fields(Scenes) if field.name != "style"]
+
+
+@lru_cache(maxsize=8)
+def _scenes(folder: Path) -> tuple[dict[str, int], npt.NDArray[np.float64], Scenes]:
+    with np.load(folder / _SCENES_FILE) as arrays:
+        rows = {str(name): row for row, name in enumerate(arrays["video"])}
+        return rows, arrays["duration_seconds"], Scenes(**{name: arrays[name] for name in _array_names()})
+
+
+def video_coverage(
+    folder: Path, video: str, pts_seconds: Sequence[float], grid: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """Where the objects of one of a benchmark's videos are.
+
+    Args:
+        folder: what :func:`ensure_benchmark` returned.
+        video: the video's name in ``questions.jsonl``.
+        pts_seconds: presentation times of T frames.
+        grid: (rows, columns) of the model's patches.
+
+    Returns:
+        float32 [T, rows * columns]: the share of each patch that the object covering most of it covers.
+
+    Raises:
+        InvalidRequestError: there is no such video.
+    """
+    rows, durations, scenes = _scenes(folder)
+    if video not in rows:
+        raise InvalidRequestError(f"{folder} has no video {video!r}")
+    row = rows[video]
+    times = np.asarray(pts_seconds, np.float32)[None] / np.float32(durations[row])
+    most: npt.NDArray[np.float32] = object_coverage(scenes[row : row + 1], times, grid)[0].max(axis=0)
+    return most

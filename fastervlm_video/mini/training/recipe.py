@@ -1,0 +1,211 @@
+"""From a seed to the mini model's weights."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel, VideoLlavaForConditionalGeneration
+
+from fastervlm_video.errors import InvalidRequestError
+from fastervlm_video.mini.checkpoint import MiniSize, image_processor, mini_config, write_checkpoint
+from fastervlm_video.mini.training.clips import Corpus, make_corpus
+from fastervlm_video.mini.training.features import FeatureSet, extract_features
+from fastervlm_video.mini.training.loop import Report, Schedule
+from fastervlm_video.mini.training.train_language import Lesson, accuracy_by_kind, start_language, train_language
+from fastervlm_video.mini.training.train_tower import objects_found, train_tower
+from fastervlm_video.vision import Preprocessing, VisionTower
+from fastervlm_video.vision.tower import tower_depth
+
+__all__ = ["SMOKE", "STANDARD", "Recipe", "train_mini"]
+
+_SEEDS_PER_RUN = 1_000  # videos of one run have nothing in common with those of another
+_TRAINING, _VALIDATION = 1, 2
+_REPORTED_BUDGETS = (0.1, 0.05)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Every number that the weights follow from, besides the seed.
+
+    Attributes:
+        size: dimensions of the model.
+        videos: in the training set.
+        tower_videos: how many of them the tower is trained on; they are held in memory.
+        validation_videos: to report on.
+        tower: schedule of phase 1.
+        tower_batch: frames per step of phase 1.
+        language: schedule of phase 2.
+        lessons: curriculum of phase 2.
+        question_tokens: per video and step of phase 2.
+    """
+
+    size: MiniSize
+    videos: int
+    tower_videos: int
+    validation_videos: int
+    tower: Schedule
+    tower_batch: int
+    language: Schedule
+    lessons: tuple[Lesson, ...]
+    question_tokens: int = 144
+
+
+STANDARD = Recipe(
+    size=MiniSize(),
+    videos=14_000,
+    tower_videos=7_000,
+    validation_videos=320,
+    tower=Schedule(steps=1_800, learning_rate=1.5e-3),
+    tower_batch=64,
+    language=Schedule(steps=6_500, learning_rate=2.5e-3, warmup=100, hold=0.2, weight_decay=0.02),
+    lessons=(
+        Lesson(until=0.12, frames=((1, 1.0),)),
+        Lesson(until=0.35, frames=((1, 0.1), (2, 0.9))),
+        Lesson(until=0.55, frames=((1, 0.1), (2, 0.1), (4, 0.8))),
+        Lesson(until=1.0, frames=((1, 0.1), (4, 0.1), (8, 0.8))),
+    ),
+)
+"""What the shipped weights were made with."""
+
+SMOKE = Recipe(
+    size=MiniSize(text_layers=2),
+    videos=128,
+    tower_videos=128,
+    validation_videos=16,
+    tower=Schedule(steps=20, learning_rate=1.5e-3, warmup=5),
+    tower_batch=16,
+    language=Schedule(steps=20, learning_rate=1.5e-3, warmup=5),
+    lessons=(Lesson(until=0.5, frames=((1, 1.0),), tokens=512), Lesson(until=1.0, frames=((8, 1.0),), tokens=1024)),
+)
+"""The same steps in a minute, to see that they work; it learns nothing."""
+
+
+def train_mini(
+    work: Path,
+    output: Path,
+    *,
+    recipe: Recipe = STANDARD,
+    seed: int = 0,
+    workers: int = 2,
+    report: Callable[[Report], None] = lambda _: None,
+) -> dict[str, float]:
+    """Make the mini model.
+
+    Interrupted, it goes on from where it was when it is called again with the same arguments.
+
+    Args:
+        work: folder for training data and state; several gigabytes.
+        output: the checkpoint's folder.
+        recipe: every number.
+        seed: of everything.
+        workers: processes that render videos, and threads of the training.
+        report: called with the progress of each phase.
+
+    Returns:
+        What was measured on the validation videos, by name; also in ``log.jsonl`` in ``work``, with the curves.
+
+    Raises:
+        InvalidRequestError: ``work`` holds a training with another recipe or seed.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    _claim(work, recipe, seed)
+    log = _logging(work / "log.jsonl", report)
+    torch.set_num_threads(workers)
+    size, config = recipe.size, mini_config(recipe.size)
+    vision = config.vision_config
+    assert isinstance(vision, CLIPVisionConfig)  # what mini_config makes
+    preprocessing = Preprocessing.from_config(json.loads(image_processor(size).to_json_string()))
+    make = partial(_corpus, side=size.image_size, workers=workers, log=log)
+    training = make(work / "train", recipe.videos, seed=seed * _SEEDS_PER_RUN + _TRAINING)
+    validation = make(work / "validation", recipe.validation_videos, seed=seed * _SEEDS_PER_RUN + _VALIDATION)
+    first = slice(0, recipe.tower_videos)
+    clip = train_tower(
+        Corpus(training.scenes[first], np.array(training.frames_u8[first])),
+        vision,
+        size.feature_layer,
+        preprocessing,
+        recipe.tower,
+        batch=recipe.tower_batch,
+        seed=seed,
+        state=work / "tower.pt",
+        report=log,
+    )
+    tower, measured = _finished_tower(clip, size, work), {}
+    for ratio in _REPORTED_BUDGETS:
+        keep = max(1, round(ratio * tower.grid[0] * tower.grid[1]))
+        measured[f"objects found by {keep}"] = objects_found(tower, preprocessing, validation, keep)
+    data = _features(training, tower, preprocessing, work / "train.npy", log)
+    held_out = _features(validation, tower, preprocessing, work / "validation.npy", log)
+    model = _assemble(clip, recipe, seed, data)
+    train_language(
+        model,
+        data,
+        recipe.lessons,
+        recipe.language,
+        question_tokens=recipe.question_tokens,
+        seed=seed,
+        state=work / "language.pt",
+        report=log,
+    )
+    measured |= accuracy_by_kind(model, held_out)
+    log(Report("done", 1, 1, measured))
+    write_checkpoint(model.half(), output, size)
+    return measured
+
+
+def _claim(work: Path, recipe: Recipe, seed: int) -> None:
+    """A folder's state belongs to one recipe and one seed."""
+    claim, path = json.dumps({"seed": seed, "recipe": asdict(recipe)}, indent=1), work / "recipe.json"
+    if not path.is_file():
+        path.write_text(claim)
+    elif path.read_text() != claim:
+        raise InvalidRequestError(f"{work} holds a training with another recipe or seed: remove it or choose another")
+
+
+def _logging(path: Path, report: Callable[[Report], None]) -> Callable[[Report], None]:
+    def log(progress: Report) -> None:
+        if progress.values:
+            with path.open("a") as lines:
+                lines.write(json.dumps(asdict(progress)) + "\n")
+        report(progress)
+
+    return log
+
+
+def _corpus(folder: Path, count: int, *, seed: int, side: int, workers: int, log: Callable[[Report], None]) -> Corpus:
+    def progress(done: int) -> None:
+        log(Report(f"{folder.name} videos", done, count, {}))
+
+    return make_corpus(folder, seed=seed, count=count, side=side, workers=workers, progress=progress)
+
+
+def _features(
+    corpus: Corpus, tower: VisionTower, preprocessing: Preprocessing, path: Path, log: Callable[[Report], None]
+) -> FeatureSet:
+    def progress(done: int) -> None:
+        log(Report(f"{path.stem} features", done, len(corpus), {}))
+
+    found = extract_features(corpus, tower, preprocessing, path, progress=progress)
+    return FeatureSet(found.scenes, np.array(found.features))  # in memory: training reads it at random
+
+
+def _finished_tower(clip: CLIPVisionModel, size: MiniSize, work: Path) -> VisionTower:
+    """The tower as the service will run it."""
+    clip.save_pretrained(work / "tower")
+    depth = tower_depth(size.feature_layer, size.vision_layers)
+    return VisionTower(CLIPVisionModel.from_pretrained(work / "tower", attn_implementation="sdpa"), depth)
+
+
+def _assemble(clip: CLIPVisionModel, recipe: Recipe, seed: int, data: FeatureSet) -> VideoLlavaForConditionalGeneration:
+    """The whole model, with the trained tower for videos and for images, and a language half to be trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VideoLlavaForConditionalGeneration(mini_config(recipe.size))
+    for tower in (model.model.video_tower, model.model.image_tower):
+        tower.load_state_dict(clip.state_dict())
+    start_language(model, data.features, seed)
+    return model

@@ -1,0 +1,127 @@
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fastervlm_video import cli
+from fastervlm_video.eval import Judge, read_predictions
+from tests.eval.test_judge import NO, Server, replies
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """The command's entry point, in this process and an empty folder."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["fastervlm-video", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return (int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def options(checkpoint: Path, questions: Path) -> list[object]:
+    return [
+        *("eval", "-m", checkpoint, "--device", "cpu", "-d", questions, "--frames", 2, "--max-tokens", 4),
+        *("--bootstrap", 50, "--limit", 3),
+    ]
+
+
+def test_a_run_and_its_comparison(run: Run, options: list[object], tmp_path: Path) -> None:
+    choice = ("--methods", "cls_attention, random", "--keep", "0.5,0.25", "--random-seeds", 2, "--out", "mine")
+    status, out, err = run(*options, *choice)
+    assert (status, err) == (0, "")
+    assert out.count("random") == 2
+    assert "mine/results.json, mine/results.md, mine/quality.png" in out
+    results = json.loads((tmp_path / "mine" / "results.json").read_text())
+    assert len(results["rows"]) == 6
+    assert results["videos"] == 3
+    predictions = read_predictions(tmp_path / "mine")
+    assert len(predictions) == 3 * 3 * (2 + 2 + 4)
+    assert run(*options, *choice)[0] == 0
+    assert read_predictions(tmp_path / "mine") == predictions
+    status, out, err = run("eval-compare", "mine", "mine", "--a", "full@1", "--b", "random@0.25", "--bootstrap", 50)
+    assert (status, err) == (0, "")
+    assert "full@1" in out
+    assert len(run("eval-compare", "mine", "mine", "--bootstrap", 50, "--permutations", 20)[1].splitlines()) >= 6
+
+
+def test_the_folder_has_a_name_by_default(run: Run, options: list[object], tmp_path: Path, questions: Path) -> None:
+    assert run(*options, "--methods", "random", "--keep", "0.5")[0] == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert "questions.jsonl" in folder.name
+
+
+def test_a_judge_with_its_key_from_the_environment(
+    run: Run, options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFEREE_KEY", "secret")
+    server = Server(replies(NO))
+    try:
+        judge = ("--judge", server.url, "--judge-model", "referee", "--judge-key-env", "REFEREE_KEY")
+        status, out, _ = run(*options, "--methods", "full", "--keep", 1, "-o", "judged", *judge)
+    finally:
+        server.close()
+    assert status == 0
+    assert "grade" in out
+    assert all(headers["Authorization"] == "Bearer secret" for _, headers, _ in server.requests)
+    results = json.loads((tmp_path / "judged" / "results.json").read_text())
+    assert results["settings"]["scored_by"] == "judge referee"
+    assert {row["accuracy"]["value"] for row in results["rows"]} == {0}
+    assert {row["grade"]["value"] for row in results["rows"]} == {1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-d", "[red]nothing"), "'[red]nothing'"),
+        (("-d", "mvbench:none.json"), "OpenGVLab/MVBench"),
+        (("--methods", "nonsense"), "unknown pruning method 'nonsense'"),
+        (("--methods", "oracle"), "'oracle' needs"),
+        (("--keep", "half"), "not 'half'"),
+        (("--keep", "0"), "keep must be in (0, 1], got 0"),
+        (("--limit", "0"), "got 0"),
+        (("--frames", "0"), "got 0"),
+        (("--random-seeds", "0"), "got 0"),
+        (("--bootstrap", "0"), "and 0"),
+        (("--max-tokens", "0"), "got 0"),
+        (("--judge", "http://localhost:1/v1"), "--judge-model"),
+        (("--judge", "ftp://x", "--judge-model", "x"), "'ftp://x'"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(run: Run, options: list[object], arguments: tuple[str, ...], words: str) -> None:
+    status, out, err = run(*options, "--methods", "random", "--keep", "0.5", *arguments)
+    assert (status, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+
+
+def test_matplotlib_is_asked_for_before_the_work(
+    run: Run, options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    status, _, err = run(*options)
+    assert status == 2
+    assert "fastervlm-video[eval]" in err
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(Exception, match=r"a judge needs httpx: pip install 'fastervlm-video\[eval\]'"):
+        Judge("http://localhost/v1", "x")
+
+
+@pytest.mark.parametrize("command", ["eval", "eval-compare"])
+def test_help(command: str) -> None:
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, [command, "--help"])
+    assert done.exit_code == 0
+    assert "fastervlm-video eval" in done.output
+    assert "[bold]" not in done.output
+    for option in ("--dataset", "--methods", "--keep", "--judge", "--no-resume"):
+        assert option in done.output or command == "eval-compare"

@@ -1,4 +1,4 @@
-"""Draws synthetic scenes: anti-aliased shapes over a background, with shade, grain, shake and changing light."""
+"""Draws synthetic scenes: anti-aliased shapes over a background, with shade, grain, jitter and changing light."""
 
 from dataclasses import dataclass
 

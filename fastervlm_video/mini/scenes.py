@@ -62,7 +62,7 @@ class SceneStyle:
         backgrounds: a family of :mod:`fastervlm_video.mini.backgrounds`.
         max_distractors: colourless marks on the background, which are no objects.
         occluder_share: share of scenes with a grey post that stands in front of the objects.
-        shake: standard deviation of the camera's shake, as a share of the side.
+        shake: standard deviation of a jitter that all objects share, as a share of the side; the background stays.
         light_drift: most change of the brightness from first to last frame, as a share.
         noise: standard deviation of the grain, in 8-bit grey levels.
     """

@@ -102,7 +102,7 @@ def train_mini(
         output: the checkpoint's folder.
         recipe: every number.
         seed: of everything.
-        workers: processes that render videos, and threads of the training.
+        workers: processes that render videos, and threads that torch uses in this process from then on.
         report: called with the progress of each phase.
 
     Returns:
@@ -161,7 +161,9 @@ def _claim(work: Path, recipe: Recipe, seed: int) -> None:
     """A folder's state belongs to one recipe and one seed."""
     claim, path = json.dumps({"seed": seed, "recipe": asdict(recipe)}, indent=1), work / "recipe.json"
     if not path.is_file():
-        path.write_text(claim)
+        scratch = path.with_suffix(".part")
+        scratch.write_text(claim)
+        scratch.rename(path)
     elif path.read_text() != claim:
         raise InvalidRequestError(f"{work} holds a training with another recipe or seed: remove it or choose another")
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from fastervlm_video.errors import InvalidRequestError
 from fastervlm_video.mini.backgrounds import BACKGROUNDS, smooth_noise
@@ -108,7 +109,7 @@ def _look(scenes: Scenes, index: int, times: FloatArray, size: tuple[int, int]) 
     for _ in range(int(rng.integers(0, style.max_distractors + 1))):
         _add_distractor(background, rng)
     background = _enlarge(background, size)
-    # The camera's path is smooth: noise on a coarse grid of times, the same at whatever times it is asked for.
+    # The objects' jitter is smooth: noise on a coarse grid of times, the same at whatever times it is asked for.
     knots = np.linspace(0, 1, 9)
     shake = np.stack([np.interp(times, knots, rng.normal(0, style.shake, len(knots))) for _ in range(2)], axis=-1)
     gain = 1 + rng.uniform(-style.light_drift, style.light_drift) * (times - 0.5)
@@ -121,8 +122,6 @@ def _look(scenes: Scenes, index: int, times: FloatArray, size: tuple[int, int]) 
 
 
 def _enlarge(image: FloatArray, size: tuple[int, int]) -> FloatArray:
-    from PIL import Image
-
     height, width = size
     planes = [
         np.asarray(Image.fromarray(plane, "F").resize((width, height), Image.Resampling.BICUBIC))
@@ -220,7 +219,7 @@ def render_scene(scene: Scenes, *, num_frames: int = 48, height: int = 240, widt
 
 
 def object_coverage(scenes: Scenes, times: FloatArray, grid: tuple[int, int]) -> FloatArray:
-    """How much of each patch each object covers, by construction; occlusion and camera shake are left out.
+    """How much of each patch each object covers, by construction; occlusion and jitter are left out.
 
     Args:
         scenes: B of them, of up to N objects.

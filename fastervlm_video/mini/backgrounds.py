@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-__all__ = ["BACKGROUNDS", "smooth_noise"]
+__all__ = ["BACKGROUNDS", "resize_planes", "smooth_noise"]
 
 FloatImage = npt.NDArray[np.float32]
 
@@ -19,10 +19,16 @@ def smooth_noise(rng: np.random.Generator, cells: int, height: int, width: int, 
     longer = max(height, width)
     rows, columns = (max(2, round(cells * side / longer) + 1) for side in (height, width))
     grid = rng.standard_normal((channels, rows, columns), np.float32)
-    planes = [
-        np.asarray(Image.fromarray(plane, "F").resize((width, height), Image.Resampling.BILINEAR)) for plane in grid
+    return resize_planes(grid, height, width, Image.Resampling.BILINEAR)
+
+
+def resize_planes(planes: FloatImage, height: int, width: int, resample: Image.Resampling) -> FloatImage:
+    """float32 [height, width, channels] from float32 planes [channels, h, w], which PIL resizes one by one."""
+    resized = [
+        np.asarray(Image.fromarray(plane, "F").resize((width, height), resample))
+        for plane in np.ascontiguousarray(planes)
     ]
-    return np.stack(planes, axis=-1)
+    return np.stack(resized, axis=-1)
 
 
 def _cloudy(rng: np.random.Generator, height: int, width: int) -> FloatImage:

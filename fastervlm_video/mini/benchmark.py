@@ -12,10 +12,10 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -121,9 +121,7 @@ def _make(folder: Path, split: Split, num_videos: int) -> None:
         scenes.append(scene)
         names.append(name)
         durations.append((form.num_frames - 1) / form.fps)
-    arrays: dict[str, Any] = {
-        name: np.concatenate([getattr(scene, name) for scene in scenes]) for name in _array_names()
-    }
+    arrays = Scenes.join(scenes).arrays
     np.savez(folder / _SCENES_FILE, video=np.array(names), duration_seconds=np.array(durations), **arrays)
     (folder / QUESTIONS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -135,15 +133,13 @@ def _write(path: Path, rng: np.random.Generator, style: SceneStyle, form: _Forma
     return scene
 
 
-def _array_names() -> list[str]:
-    return [field.name for field in fields(Scenes) if field.name != "style"]
-
-
 @lru_cache(maxsize=8)
 def _scenes(folder: Path) -> tuple[dict[str, int], npt.NDArray[np.float64], Scenes]:
-    with np.load(folder / _SCENES_FILE) as arrays:
-        rows = {str(name): row for row, name in enumerate(arrays["video"])}
-        return rows, arrays["duration_seconds"], Scenes(**{name: arrays[name] for name in _array_names()})
+    with np.load(folder / _SCENES_FILE) as stored:
+        arrays = dict(stored)
+    rows = {str(name): row for row, name in enumerate(arrays.pop("video"))}
+    durations = arrays.pop("duration_seconds")
+    return rows, durations, Scenes(**arrays)
 
 
 def video_coverage(

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fastervlm_video.errors import InvalidRequestError
-from fastervlm_video.mini.backgrounds import BACKGROUNDS, smooth_noise
+from fastervlm_video.mini.backgrounds import BACKGROUNDS, resize_planes, smooth_noise
 from fastervlm_video.mini.scenes import COLORS, SHAPES, Scenes
 
 __all__ = ["frame_times", "object_coverage", "render_scene", "render_scenes"]
@@ -108,7 +108,7 @@ def _look(scenes: Scenes, index: int, times: FloatArray, size: tuple[int, int]) 
     background = BACKGROUNDS[style.backgrounds](rng, *small)
     for _ in range(int(rng.integers(0, style.max_distractors + 1))):
         _add_distractor(background, rng)
-    background = _enlarge(background, size)
+    background = resize_planes(background.transpose(2, 0, 1), height, width, Image.Resampling.BICUBIC)
     # The objects' jitter is smooth: noise on a coarse grid of times, the same at whatever times it is asked for.
     knots = np.linspace(0, 1, 9)
     shake = np.stack([np.interp(times, knots, rng.normal(0, style.shake, len(knots))) for _ in range(2)], axis=-1)
@@ -119,15 +119,6 @@ def _look(scenes: Scenes, index: int, times: FloatArray, size: tuple[int, int]) 
     grain = smooth_noise(rng, 64, height, width, _GRAIN_FIELDS).transpose(2, 0, 1) * style.noise
     grain += rng.standard_normal(grain.shape, np.float32) * (style.noise / 2)
     return _Look(background, shake.astype(np.float32), gain.astype(np.float32), paint.astype(np.float32), post, grain)
-
-
-def _enlarge(image: FloatArray, size: tuple[int, int]) -> FloatArray:
-    height, width = size
-    planes = [
-        np.asarray(Image.fromarray(plane, "F").resize((width, height), Image.Resampling.BICUBIC))
-        for plane in np.ascontiguousarray(image.transpose(2, 0, 1))
-    ]
-    return np.stack(planes, axis=-1)
 
 
 def _add_distractor(background: FloatArray, rng: np.random.Generator) -> None:

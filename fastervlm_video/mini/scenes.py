@@ -12,7 +12,9 @@ the video's duration, 0 its first frame and 1 its last one::
 Nothing here draws (see :mod:`fastervlm_video.mini.render`) or asks (:mod:`fastervlm_video.mini.questions`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -130,8 +132,19 @@ class Scenes:
         return len(self.count)
 
     def __getitem__(self, index: slice | IntArray) -> "Scenes":
-        arrays = {field.name: getattr(self, field.name)[index] for field in fields(self) if field.name != "style"}
-        return replace(self, **arrays)
+        return replace(self, **{name: array[index] for name, array in self.arrays.items()})
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """Everything but the style, by name: what a file of scenes holds, and ``Scenes(**arrays)`` takes."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "style"}
+
+    @classmethod
+    def join(cls, parts: Sequence["Scenes"]) -> "Scenes":
+        """The scenes of all parts, one or more and of one style, in order."""
+        names = parts[0].arrays
+        joined: dict[str, Any] = {name: np.concatenate([part.arrays[name] for part in parts]) for name in names}
+        return replace(parts[0], **joined)
 
     @property
     def exists(self) -> npt.NDArray[np.bool_]:

@@ -4,10 +4,9 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,10 +69,8 @@ def make_corpus(
 
 
 def _save_scenes(path: Path, parts: list[Scenes]) -> None:
-    names = [field.name for field in fields(Scenes) if field.name != "style"]
     scratch = path.with_suffix(".part.npz")
-    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    np.savez(scratch, **arrays)
+    np.savez(scratch, **Scenes.join(parts).arrays)
     scratch.rename(path)
 
 

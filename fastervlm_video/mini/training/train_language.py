@@ -91,9 +91,7 @@ def train_language(
     """
     for tower in (model.model.video_tower, model.model.image_tower):
         tower.requires_grad_(False)
-    module = nn.ModuleDict(
-        {"projector": model.model.multi_modal_projector, "language": model.model.language_model, "head": model.lm_head}
-    )
+    module = _language_parts(model)
     patches = data.features.shape[2]
     times = frame_times(NUM_FRAMES)
 
@@ -127,6 +125,13 @@ def _draw(questions: Sequence[Question], rng: np.random.Generator) -> list[Quest
     weights = np.array([_WEIGHTS[question.kind] for question in questions])
     order = np.argsort(rng.exponential(size=len(questions)) / weights)
     return [questions[int(index)] for index in order]
+
+
+def _language_parts(model: VideoLlavaForConditionalGeneration) -> nn.ModuleDict:
+    """Everything but the towers."""
+    return nn.ModuleDict(
+        {"projector": model.model.multi_modal_projector, "language": model.model.language_model, "head": model.lm_head}
+    )
 
 
 def _answer(module: nn.ModuleDict, features: Tensor, questions: PackedQuestions, squeeze: float) -> Tensor:
@@ -174,9 +179,7 @@ def accuracy_by_kind(
 
     An answer is right if greedy decoding would give it whole.
     """
-    module = nn.ModuleDict(
-        {"projector": model.model.multi_modal_projector, "language": model.model.language_model, "head": model.lm_head}
-    )
+    module = _language_parts(model)
     rng, times = np.random.default_rng(seed), frame_times(NUM_FRAMES)
     outcomes: list[tuple[str, bool]] = []
     for first in range(0, len(data), batch):

@@ -2,7 +2,7 @@
 
 A benchmark is a folder that any reader of JSON lines understands::
 
-    mini-heldout-v1-200/
+    mini-heldout-v2-200/
         questions.jsonl     {"id", "video", "question", "answer", "type"}, one object per line
         videos/00000.mp4 …
         scenes.npz          what was drawn, for the oracle that knows the objects
@@ -32,7 +32,7 @@ Split = Literal["heldout", "ood"]
 
 QUESTIONS_FILE = "questions.jsonl"
 _SCENES_FILE = "scenes.npz"
-_VERSION = 1
+_VERSION = 2
 _SEEDS: dict[Split, int] = {"heldout": 7_000_001, "ood": 7_000_002}
 _ASKED_AT = frame_times(8)  # what eight evenly spread frames can show is asked for
 
@@ -50,9 +50,11 @@ class _Format:
     options: tuple[tuple[str, str], ...] = ()
 
 
-_STANDARD_FORMAT = _Format(".mp4", "libx264", 224, 224, 8, 32, (("crf", "23"), ("preset", "veryfast")))
+# Macroblock-tree rate control depends on how threads interleave; without it the same scenes give the same bytes.
+_X264 = (("preset", "veryfast"), ("x264-params", "mbtree=0"))
+_STANDARD_FORMAT = _Format(".mp4", "libx264", 224, 224, 8, 32, (("crf", "23"), *_X264))
 _OTHER_FORMATS = (
-    _Format(".mp4", "libx264", 180, 320, 12, 40, (("crf", "33"), ("preset", "veryfast"))),
+    _Format(".mp4", "libx264", 180, 320, 12, 40, (("crf", "33"), *_X264)),
     _Format(
         ".webm",
         "libvpx-vp9",
@@ -63,8 +65,8 @@ _OTHER_FORMATS = (
         (("crf", "34"), ("b", "0"), ("deadline", "realtime"), ("cpu-used", "8")),
     ),
     _Format(".avi", "mpeg4", 256, 192, 15, 60, (("qscale", "6"),)),
-    _Format(".mkv", "libx264", 336, 336, 24, 49, (("crf", "28"), ("preset", "veryfast"))),
-    _Format(".mp4", "libx264", 144, 176, 8, 25, (("crf", "26"), ("preset", "veryfast"))),
+    _Format(".mkv", "libx264", 336, 336, 24, 49, (("crf", "28"), *_X264)),
+    _Format(".mp4", "libx264", 144, 176, 8, 25, (("crf", "26"), *_X264)),
 )
 
 
@@ -129,7 +131,14 @@ def _make(folder: Path, split: Split, num_videos: int) -> None:
 def _write(path: Path, rng: np.random.Generator, style: SceneStyle, form: _Format) -> Scenes:
     scene = sample_scenes(rng, 1, style)
     frames = render_scenes(scene, frame_times(form.num_frames)[None], height=form.height, width=form.width)[0]
-    write_video(path, frames, fps=form.fps, codec=form.codec, codec_options=dict(form.options))
+    write_video(
+        path,
+        frames,
+        fps=form.fps,
+        codec=form.codec,
+        codec_options=dict(form.options),
+        container_options={"fflags": "+bitexact"},  # otherwise Matroska's muxer writes random numbers
+    )
     return scene
 
 

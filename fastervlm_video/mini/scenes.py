@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "CLOSE_UP",
     "COLORS",
     "DIRECTIONS",
     "OUT_OF_DISTRIBUTION",
@@ -84,6 +85,9 @@ class SceneStyle:
 
 STANDARD = SceneStyle()
 """What the model is trained on, and held-out scenes are drawn from."""
+
+CLOSE_UP = SceneStyle(radius=(0.085, 0.24), displacement=(0.2, 0.42))
+"""Objects of all sizes, for the last phase of training: how much of a frame is background varies."""
 
 OUT_OF_DISTRIBUTION = SceneStyle(
     min_objects=2,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fastervlm_video.config import FrameResize, FrameSampling
 from fastervlm_video.media import decode_video, write_video
 from fastervlm_video.mini.render import frame_times, render_scenes
-from fastervlm_video.mini.scenes import STANDARD, Scenes, sample_scenes
+from fastervlm_video.mini.scenes import STANDARD, Scenes, SceneStyle, sample_scenes
 
 __all__ = ["NUM_FRAMES", "Corpus", "clip_frames", "make_clips", "make_corpus"]
 
@@ -49,7 +49,14 @@ class Corpus:
 
 
 def make_corpus(
-    folder: Path, *, seed: int, count: int, side: int, workers: int, progress: Callable[[int], None] = lambda _: None
+    folder: Path,
+    *,
+    seed: int,
+    count: int,
+    side: int,
+    workers: int,
+    style: SceneStyle = STANDARD,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Corpus:
     """Make training videos, unless ``folder`` holds them already; see :func:`make_clips`."""
     if not (folder / _SCENES).is_file():
@@ -58,7 +65,7 @@ def make_corpus(
             folder / _FRAMES, mode="w+", dtype=np.uint8, shape=(count, NUM_FRAMES, side, side, 3)
         )
         parts, done = [], 0
-        for scenes, clips in make_clips(seed, count, side, workers=workers):
+        for scenes, clips in make_clips(seed, count, side, workers=workers, style=style):
             frames[done : done + len(clips)] = clips
             parts.append(scenes)
             done += len(clips)
@@ -74,7 +81,9 @@ def _save_scenes(path: Path, parts: list[Scenes]) -> None:
     scratch.rename(path)
 
 
-def make_clips(seed: int, count: int, side: int, *, workers: int) -> Iterator[tuple[Scenes, npt.NDArray[np.uint8]]]:
+def make_clips(
+    seed: int, count: int, side: int, *, workers: int, style: SceneStyle = STANDARD
+) -> Iterator[tuple[Scenes, npt.NDArray[np.uint8]]]:
     """Scenes and their frames, in chunks.
 
     Args:
@@ -82,22 +91,25 @@ def make_clips(seed: int, count: int, side: int, *, workers: int) -> Iterator[tu
         count: how many videos.
         side: of the model's frames, in pixels.
         workers: processes to use.
+        style: of the scenes.
 
     Yields:
         B scenes, and uint8 [B, 8, side, side, 3].
     """
     starts = range(0, count, _CHUNK)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_chunk, *zip(*_jobs(seed, starts, count, side), strict=True))
+        yield from pool.map(_chunk, *zip(*_jobs(seed, starts, count, side, style), strict=True))
 
 
-def _jobs(seed: int, starts: range, count: int, side: int) -> Iterator[tuple[int, int, int, int]]:
-    return ((seed, start, min(_CHUNK, count - start), side) for start in starts)
+def _jobs(
+    seed: int, starts: range, count: int, side: int, style: SceneStyle
+) -> Iterator[tuple[int, int, int, int, SceneStyle]]:
+    return ((seed, start, min(_CHUNK, count - start), side, style) for start in starts)
 
 
-def _chunk(seed: int, start: int, count: int, side: int) -> tuple[Scenes, npt.NDArray[np.uint8]]:
+def _chunk(seed: int, start: int, count: int, side: int, style: SceneStyle) -> tuple[Scenes, npt.NDArray[np.uint8]]:
     rng = np.random.default_rng((seed, start))
-    scenes = sample_scenes(rng, count, STANDARD)
+    scenes = sample_scenes(rng, count, style)
     frames = [clip_frames(scenes[index : index + 1], rng, side) for index in range(count)]
     return scenes, np.stack(frames)
 

@@ -33,6 +33,15 @@ class FeatureSet:
     def __len__(self) -> int:
         return len(self.scenes)
 
+    def __add__(self, other: "FeatureSet") -> "FeatureSet":
+        """Both, in memory."""
+        scenes = Scenes.join([self.scenes, other.scenes])
+        return FeatureSet(scenes, np.concatenate([self.features, other.features]))
+
+    def first(self, count: int) -> "FeatureSet":
+        """The first so many."""
+        return FeatureSet(self.scenes[:count], self.features[:count])
+
 
 def extract_features(
     corpus: Corpus,

@@ -12,10 +12,18 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, VideoLlavaForConditi
 
 from fastervlm_video.errors import InvalidRequestError
 from fastervlm_video.mini.checkpoint import MiniSize, image_processor, mini_config, write_checkpoint
+from fastervlm_video.mini.scenes import CLOSE_UP, SceneStyle
+from fastervlm_video.mini.scenes import STANDARD as STANDARD_SCENES
 from fastervlm_video.mini.training.clips import Corpus, make_corpus
 from fastervlm_video.mini.training.features import FeatureSet, extract_features
 from fastervlm_video.mini.training.loop import Report, Schedule
-from fastervlm_video.mini.training.train_language import Lesson, accuracy_by_kind, start_language, train_language
+from fastervlm_video.mini.training.train_language import (
+    Course,
+    Lesson,
+    accuracy_by_kind,
+    start_language,
+    train_language,
+)
 from fastervlm_video.mini.training.train_tower import objects_found, train_tower
 from fastervlm_video.vision import Preprocessing, VisionTower
 from fastervlm_video.vision.tower import tower_depth
@@ -23,7 +31,7 @@ from fastervlm_video.vision.tower import tower_depth
 __all__ = ["SMOKE", "STANDARD", "Recipe", "train_mini"]
 
 _SEEDS_PER_RUN = 1_000  # videos of one run have nothing in common with those of another
-_TRAINING, _VALIDATION = 1, 2
+_TRAINING, _VALIDATION, _CLOSE_UPS = 1, 2, 3
 _REPORTED_BUDGETS = (0.1, 0.05)
 
 
@@ -35,22 +43,22 @@ class Recipe:
         size: dimensions of the model.
         videos: in the training set.
         tower_videos: how many of them the tower is trained on; they are held in memory.
+        close_up_videos: with objects of all sizes, for courses that show them, beside twice as many of the others.
         validation_videos: to report on.
         tower: schedule of phase 1.
         tower_batch: frames per step of phase 1.
-        language: schedule of phase 2.
-        lessons: curriculum of phase 2.
-        question_tokens: per video and step of phase 2.
+        courses: phases 2 and 3, on the language half.
+        question_tokens: per video and step of these.
     """
 
     size: MiniSize
     videos: int
     tower_videos: int
+    close_up_videos: int
     validation_videos: int
     tower: Schedule
     tower_batch: int
-    language: Schedule
-    lessons: tuple[Lesson, ...]
+    courses: tuple[Course, ...]
     question_tokens: int = 144
 
 
@@ -58,15 +66,30 @@ STANDARD = Recipe(
     size=MiniSize(),
     videos=14_000,
     tower_videos=7_000,
+    close_up_videos=3_500,
     validation_videos=320,
     tower=Schedule(steps=1_800, learning_rate=1.5e-3),
     tower_batch=64,
-    language=Schedule(steps=6_500, learning_rate=2.5e-3, warmup=100, hold=0.2, weight_decay=0.02),
-    lessons=(
-        Lesson(until=0.12, frames=((1, 1.0),)),
-        Lesson(until=0.35, frames=((1, 0.1), (2, 0.9))),
-        Lesson(until=0.55, frames=((1, 0.1), (2, 0.1), (4, 0.8))),
-        Lesson(until=1.0, frames=((1, 0.1), (4, 0.1), (8, 0.8))),
+    courses=(
+        Course(
+            "language",
+            phase=2,
+            schedule=Schedule(steps=6_500, learning_rate=2.5e-3, warmup=100, hold=0.2, weight_decay=0.02),
+            lessons=(
+                Lesson(until=0.12, frames=((1, 1.0),)),
+                Lesson(until=0.35, frames=((1, 0.1), (2, 0.9))),
+                Lesson(until=0.55, frames=((1, 0.1), (2, 0.1), (4, 0.8))),
+                Lesson(until=1.0, frames=((1, 0.1), (4, 0.1), (8, 0.8))),
+            ),
+        ),
+        Course(
+            "robustness",
+            phase=3,
+            schedule=Schedule(steps=1_500, learning_rate=2e-3, warmup=30, hold=0.2, weight_decay=0.02),
+            lessons=(Lesson(until=1.0, frames=((1, 0.05), (2, 0.05), (4, 0.15), (8, 0.75))),),
+            regularised=True,
+            close_ups=True,
+        ),
     ),
 )
 """What the shipped weights were made with."""
@@ -75,11 +98,29 @@ SMOKE = Recipe(
     size=MiniSize(text_layers=2),
     videos=128,
     tower_videos=128,
+    close_up_videos=32,
     validation_videos=16,
     tower=Schedule(steps=20, learning_rate=1.5e-3, warmup=5),
     tower_batch=16,
-    language=Schedule(steps=20, learning_rate=1.5e-3, warmup=5),
-    lessons=(Lesson(until=0.5, frames=((1, 1.0),), tokens=512), Lesson(until=1.0, frames=((8, 1.0),), tokens=1024)),
+    courses=(
+        Course(
+            "language",
+            phase=2,
+            schedule=Schedule(steps=20, learning_rate=1.5e-3, warmup=5),
+            lessons=(
+                Lesson(until=0.5, frames=((1, 1.0),), tokens=512),
+                Lesson(until=1.0, frames=((8, 1.0),), tokens=1024),
+            ),
+        ),
+        Course(
+            "robustness",
+            phase=3,
+            schedule=Schedule(steps=5, learning_rate=1e-3, warmup=2),
+            lessons=(Lesson(until=1.0, frames=((8, 1.0),), tokens=1024),),
+            regularised=True,
+            close_ups=True,
+        ),
+    ),
 )
 """The same steps in a minute, to see that they work; it learns nothing."""
 
@@ -122,6 +163,7 @@ def train_mini(
     make = partial(_corpus, side=size.image_size, workers=workers, log=log)
     training = make(work / "train", recipe.videos, seed=seed * _SEEDS_PER_RUN + _TRAINING)
     validation = make(work / "validation", recipe.validation_videos, seed=seed * _SEEDS_PER_RUN + _VALIDATION)
+    close = make(work / "close-ups", recipe.close_up_videos, seed=seed * _SEEDS_PER_RUN + _CLOSE_UPS, style=CLOSE_UP)
     first = slice(0, recipe.tower_videos)
     clip = train_tower(
         Corpus(training.scenes[first], np.array(training.frames_u8[first])),
@@ -140,17 +182,18 @@ def train_mini(
         measured[f"objects found by {keep}"] = objects_found(tower, preprocessing, validation, keep)
     data = _features(training, tower, preprocessing, work / "train.npy", log)
     held_out = _features(validation, tower, preprocessing, work / "validation.npy", log)
+    mixed = data.first(2 * recipe.close_up_videos) + _features(close, tower, preprocessing, work / "close-ups.npy", log)
     model = _assemble(clip, recipe, seed, data)
-    train_language(
-        model,
-        data,
-        recipe.lessons,
-        recipe.language,
-        question_tokens=recipe.question_tokens,
-        seed=seed,
-        state=work / "language.pt",
-        report=log,
-    )
+    for course in recipe.courses:
+        train_language(
+            model,
+            mixed if course.close_ups else data,
+            course,
+            question_tokens=recipe.question_tokens,
+            seed=seed,
+            state=work / f"{course.name}.pt",
+            report=log,
+        )
     measured |= accuracy_by_kind(model, held_out)
     log(Report("done", 1, 1, measured))
     write_checkpoint(model.half(), output, size)
@@ -178,11 +221,20 @@ def _logging(path: Path, report: Callable[[Report], None]) -> Callable[[Report],
     return log
 
 
-def _corpus(folder: Path, count: int, *, seed: int, side: int, workers: int, log: Callable[[Report], None]) -> Corpus:
+def _corpus(
+    folder: Path,
+    count: int,
+    *,
+    seed: int,
+    side: int,
+    workers: int,
+    log: Callable[[Report], None],
+    style: SceneStyle = STANDARD_SCENES,
+) -> Corpus:
     def progress(done: int) -> None:
         log(Report(f"{folder.name} videos", done, count, {}))
 
-    return make_corpus(folder, seed=seed, count=count, side=side, workers=workers, progress=progress)
+    return make_corpus(folder, seed=seed, count=count, side=side, workers=workers, style=style, progress=progress)
 
 
 def _features(

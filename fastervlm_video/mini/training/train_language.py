@@ -1,8 +1,9 @@
-"""Phase 2: train projector and language model on answers, with the tower frozen.
+"""Phases 2 and 3: train projector and language model on answers, with the tower frozen.
 
 All visual tokens are always there: nothing is pruned in training. The positions of the visual tokens are
 squeezed together half of the time, though, by a random factor: after pruning, what stays is packed and lies
-closer together than it did.
+closer together than it did. Phase 3 regularises: a model this small, left alone, takes to writing what it has
+worked out onto background tokens, which are many and always the same; published ones survive without them.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,16 +21,17 @@ from fastervlm_video.mini.questions import Question, ask_about
 from fastervlm_video.mini.render import frame_times
 from fastervlm_video.mini.training.clips import NUM_FRAMES
 from fastervlm_video.mini.training.features import FeatureSet
-from fastervlm_video.mini.training.forward import question_states
+from fastervlm_video.mini.training.forward import VideoDropout, question_states
 from fastervlm_video.mini.training.loop import Report, Schedule, run_steps, step_generator
 from fastervlm_video.mini.training.optim import build_optimizers
 from fastervlm_video.mini.training.packing import IGNORED, PackedQuestions, ids_before_video, pack, tokenize
 
-__all__ = ["Lesson", "accuracy_by_kind", "start_language", "train_language"]
+__all__ = ["Course", "Lesson", "accuracy_by_kind", "start_language", "train_language"]
 
-_PHASE = 2
 _SQUEEZED_SHARE = 0.5
 _TIGHTEST = 0.03  # smallest factor: about one token in thirty kept
+_ALL_UPDATED_SHARE, _FEWEST_UPDATED = 0.2, 0.03  # of steps; of tokens in the others
+_NONE_HIDDEN_SHARE, _MOST_HIDDEN = 0.3, 0.95  # of steps; of keys in the others
 _END_WEIGHT = 0.1  # of the end of sequence in the loss; it is easy
 # How often a kind is asked about, against the others: what is hard more often.
 _WEIGHTS = {"color": 0.7, "shape": 1.0, "count": 1.5, "position": 1.0, "motion": 3.0, "order": 1.3, "describe": 3.0}
@@ -48,6 +50,31 @@ class Lesson:
     until: float
     frames: tuple[tuple[int, float], ...]
     tokens: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """A phase of training.
+
+    Attributes:
+        name: for reports and files.
+        phase: its number, which its randomness follows from.
+        schedule: length and learning rate.
+        lessons: the curriculum, in order.
+        regularised: whether the video's tokens are, see :class:`~fastervlm_video.mini.training.forward.VideoDropout`.
+        close_ups: whether objects of all sizes are shown, besides the usual small ones.
+    """
+
+    name: str
+    phase: int
+    schedule: Schedule
+    lessons: tuple[Lesson, ...]
+    regularised: bool = False
+    close_ups: bool = False
+
+    def lesson(self, step: int) -> Lesson:
+        """The lesson that a step belongs to."""
+        return next(lesson for lesson in self.lessons if step < lesson.until * self.schedule.steps)
 
 
 def start_language(model: VideoLlavaForConditionalGeneration, features: npt.NDArray[np.float16], seed: int) -> None:
@@ -69,8 +96,7 @@ def start_language(model: VideoLlavaForConditionalGeneration, features: npt.NDAr
 def train_language(
     model: VideoLlavaForConditionalGeneration,
     data: FeatureSet,
-    lessons: Sequence[Lesson],
-    schedule: Schedule,
+    course: Course,
     *,
     question_tokens: int,
     seed: int,
@@ -82,8 +108,7 @@ def train_language(
     Args:
         model: with trained towers; see :func:`start_language`.
         data: features to learn from.
-        lessons: the curriculum, in order.
-        schedule: length and learning rate.
+        course: what is learnt, and how.
         question_tokens: of questions per video.
         seed: of everything.
         state: file to resume from.
@@ -96,8 +121,8 @@ def train_language(
     times = frame_times(NUM_FRAMES)
 
     def step_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = step_generator(seed, _PHASE, step)
-        lesson = next(lesson for lesson in lessons if step < lesson.until * schedule.steps)
+        rng = step_generator(seed, course.phase, step)
+        lesson = course.lesson(step)
         counts, shares = zip(*lesson.frames, strict=True)
         count = int(rng.choice(counts, p=shares))
         videos = rng.integers(0, len(data), max(1, lesson.tokens // (count * patches + question_tokens)))
@@ -107,15 +132,27 @@ def train_language(
         rows = [_draw(ask_about(data.scenes, int(v), times[shown], rng, training=True), rng) for v in videos]
         questions = pack([[tokenize(question) for question in row] for row in rows], question_tokens)
         features = torch.from_numpy(data.features[videos[:, None], shown]).float()
-        squeeze = float(np.exp(rng.uniform(np.log(_TIGHTEST), 0))) if rng.random() < _SQUEEZED_SHARE else 1.0
-        logits = _answer(module, features, questions, squeeze)
+        squeeze = _log_uniform(rng, _TIGHTEST) if rng.random() < _SQUEEZED_SHARE else 1.0
+        logits = _answer(module, features, questions, squeeze, _draw_dropout(rng) if course.regularised else None)
         return _loss(logits, questions, f"{count}f ")
 
+    schedule = course.schedule
     optimizers = build_optimizers(
         module.named_parameters(), learning_rate=schedule.learning_rate, weight_decay=schedule.weight_decay
     )
-    run_steps("language", module.train(), optimizers, schedule, step_of, state=state, report=report)
+    run_steps(course.name, module.train(), optimizers, schedule, step_of, state=state, report=report)
     model.eval()
+
+
+def _log_uniform(rng: np.random.Generator, least: float) -> float:
+    """Between ``least`` and 1."""
+    return float(np.exp(rng.uniform(np.log(least), 0)))
+
+
+def _draw_dropout(rng: np.random.Generator) -> VideoDropout:
+    updated = 1.0 if rng.random() < _ALL_UPDATED_SHARE else _log_uniform(rng, _FEWEST_UPDATED)
+    hidden = 0.0 if rng.random() < _NONE_HIDDEN_SHARE else 1 - _log_uniform(rng, 1 - _MOST_HIDDEN)
+    return VideoDropout(updated, hidden, exempt=len(ids_before_video()))
 
 
 def _draw(questions: Sequence[Question], rng: np.random.Generator) -> list[Question]:
@@ -134,7 +171,13 @@ def _language_parts(model: VideoLlavaForConditionalGeneration) -> nn.ModuleDict:
     )
 
 
-def _answer(module: nn.ModuleDict, features: Tensor, questions: PackedQuestions, squeeze: float) -> Tensor:
+def _answer(
+    module: nn.ModuleDict,
+    features: Tensor,
+    questions: PackedQuestions,
+    squeeze: float,
+    dropout: VideoDropout | None = None,
+) -> Tensor:
     """Logits [B, Q, vocabulary], with the positions of the visual tokens ``squeeze`` apart."""
     language = module["language"]
     assert isinstance(language, LlamaModel)
@@ -143,7 +186,7 @@ def _answer(module: nn.ModuleDict, features: Tensor, questions: PackedQuestions,
     start = language.embed_tokens(before).expand(len(features), -1, -1)
     steps = torch.cat([torch.ones(len(before)), torch.full((visual.shape[1],), squeeze)])
     positions = steps.cumsum(0) - steps[0]
-    states = question_states(language, torch.cat([start, visual], dim=1), positions, questions)
+    states = question_states(language, torch.cat([start, visual], dim=1), positions, questions, dropout)
     logits: Tensor = module["head"](states)
     return logits
 

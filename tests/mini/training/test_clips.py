@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fastervlm_video.mini import render_scenes
+from fastervlm_video.mini.scenes import CLOSE_UP, STANDARD
 from fastervlm_video.mini.training import clips
 from fastervlm_video.mini.training.clips import Corpus, clip_frames, make_corpus
 from fastervlm_video.mini.training.features import extract_features
@@ -36,17 +37,19 @@ def test_a_corpus_follows_from_its_seed_whatever_the_number_of_workers(tmp_path:
     assert len(corpus) == 66
     assert corpus.frames_u8.shape == (66, 8, SIDE, SIDE, 3)
     for start, count in ((0, 64), (64, 2)):
-        scenes, frames = clips._chunk(3, start, count, SIDE)
+        scenes, frames = clips._chunk(3, start, count, SIDE, STANDARD)
         assert same(corpus.scenes[start : start + count], scenes)
         assert np.array_equal(corpus.frames_u8[start : start + count], frames)
-    assert not np.array_equal(clips._chunk(4, 64, 2, SIDE)[1], corpus.frames_u8[64:])
+    assert not np.array_equal(clips._chunk(4, 64, 2, SIDE, STANDARD)[1], corpus.frames_u8[64:])
     again = make_corpus(tmp_path / "made", seed=3, count=66, side=SIDE, workers=2, progress=done.append)
     assert done == [64, 66]  # it was there
     assert np.array_equal(again.frames_u8, corpus.frames_u8)
+    large = make_corpus(tmp_path / "large", seed=3, count=20, side=SIDE, workers=1, style=CLOSE_UP)
+    assert large.scenes.radius.max() > 1.5 * corpus.scenes.radius.max()
 
 
 def test_a_corpus_that_was_not_finished_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    finished = [clips._chunk(0, 0, 2, SIDE), clips._chunk(0, 64, 1, SIDE)]
+    finished = [clips._chunk(0, 0, 2, SIDE, STANDARD), clips._chunk(0, 64, 1, SIDE, STANDARD)]
 
     def interrupted(*_: object, **__: object) -> object:
         yield finished[0]

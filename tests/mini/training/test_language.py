@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ from fastervlm_video.mini.questions import ask_about
 from fastervlm_video.mini.training import train_language as phase
 from fastervlm_video.mini.training.loop import Report, Schedule
 from fastervlm_video.mini.training.packing import QuestionTokens, ids_before_video, pack, tokenize
-from fastervlm_video.mini.training.train_language import Lesson, accuracy_by_kind, start_language, train_language
+from fastervlm_video.mini.training.train_language import (
+    Course,
+    Lesson,
+    accuracy_by_kind,
+    start_language,
+    train_language,
+)
 from tests.mini.training.kit import TIMES, alone, language_of, random_model, telling_features
 
 STEPS = 200
@@ -37,8 +44,7 @@ def lesson_learned(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     train_language(
         model,
         data,
-        LESSONS,
-        Schedule(steps=STEPS, learning_rate=5e-3, warmup=10),
+        Course("language", 2, Schedule(steps=STEPS, learning_rate=5e-3, warmup=10), LESSONS),
         question_tokens=60,
         seed=1,
         state=tmp_path_factory.mktemp("language") / "state.pt",
@@ -53,6 +59,22 @@ def test_the_loss_falls(lesson_learned: Trained) -> None:
     assert len(losses) == STEPS / 50
     assert losses[-1] < 0.7 * losses[0]
     assert not model.training
+
+
+def test_a_regularised_course_learns_too_and_differs(tmp_path: Path) -> None:
+    data, losses = telling_features(0, 64), []
+    for regularised in (False, True):
+        reports, model = list[Report](), random_model()
+        start_language(model, data.features, seed=0)
+        course = Course(
+            "c", 3, Schedule(steps=100, learning_rate=5e-3, warmup=10), (replace(LESSONS[0], until=1.0),), regularised
+        )
+        state = tmp_path / f"{regularised}.pt"
+        train_language(model, data, course, question_tokens=60, seed=1, state=state, report=reports.append)
+        losses.append([report.values["loss"] for report in reports])
+    (_, plain), (first, last) = losses
+    assert last < 0.95 * first
+    assert last != plain
 
 
 def test_the_towers_stay_as_they_are_and_all_else_learns(lesson_learned: Trained) -> None:

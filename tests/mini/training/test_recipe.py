@@ -35,7 +35,7 @@ QUICK = replace(
     ),
     tower=Schedule(steps=4, learning_rate=1.5e-3, warmup=2),
     tower_batch=8,
-    language=Schedule(steps=4, learning_rate=1.5e-3, warmup=2),
+    courses=tuple(replace(c, schedule=Schedule(steps=4, learning_rate=1.5e-3, warmup=2)) for c in SMOKE.courses),
 )
 
 
@@ -75,14 +75,17 @@ def test_the_phases_follow_each_other_and_are_logged(smoke: Made) -> None:
     assert order == [
         "train videos",
         "validation videos",
+        "close-ups videos",
         "tower",
         "train features",
         "validation features",
+        "close-ups features",
         "language",
+        "robustness",
         "done",
     ]
     lines = [json.loads(line) for line in (smoke.work / "log.jsonl").read_text().splitlines()]
-    assert [line["phase"] for line in lines] == ["tower", "language", "done"]
+    assert [line["phase"] for line in lines] == ["tower", "language", "robustness", "done"]
     assert lines[-1]["values"] == smoke.measured
     assert set(smoke.measured) == {"objects found by 6", "objects found by 3", *QUESTION_TYPES}
     assert all(0 <= share <= 1 for share in smoke.measured.values())
@@ -113,13 +116,18 @@ def test_the_weights_are_float16_and_small_and_both_towers_are_the_trained_one(s
 def test_a_recipe_makes_sense(recipe: Recipe) -> None:
     model = VideoLlavaForConditionalGeneration(mini_config(recipe.size))
     assert 2 * sum(parameter.numel() for parameter in model.parameters()) < 0.95 * MOST_BYTES
-    ends = [lesson.until for lesson in recipe.lessons]
-    assert all(first < then for first, then in pairwise(ends))
-    assert ends[-1] == 1
-    for lesson in recipe.lessons:
-        assert sum(share for _, share in lesson.frames) == pytest.approx(1)
-        assert {count for count, _ in lesson.frames} <= set(range(1, 9))
-    assert recipe.lessons[-1].frames[-1][0] == 8
+    for course in recipe.courses:
+        ends = [lesson.until for lesson in course.lessons]
+        assert all(first < then for first, then in pairwise(ends))
+        assert ends[-1] == 1
+        for lesson in course.lessons:
+            assert sum(share for _, share in lesson.frames) == pytest.approx(1)
+            assert {count for count, _ in lesson.frames} <= set(range(1, 9))
+        assert course.lessons[-1].frames[-1][0] == 8
+    assert len({course.name for course in recipe.courses}) == len({course.phase for course in recipe.courses}) == 2
+    assert [course.regularised for course in recipe.courses] == [False, True]
+    assert [course.close_ups for course in recipe.courses] == [False, True]
+    assert 2 * recipe.close_up_videos <= recipe.videos
     assert recipe.tower_videos <= recipe.videos
 
 

@@ -3,6 +3,7 @@
 from fastervlm_video.prune.base import Need, PruneInputs, PruneMethod, Selection
 from fastervlm_video.prune.baselines import RANDOM, UNIFORM_GRID
 from fastervlm_video.prune.cls_attention import CLS_ATTENTION
+from fastervlm_video.prune.cls_dpp import CLS_DPP
 from fastervlm_video.prune.divprune import DIVPRUNE
 from fastervlm_video.prune.evs import EVS
 from fastervlm_video.prune.registry import get_method, method_names, register
@@ -12,6 +13,7 @@ from fastervlm_video.prune.vispruner import VISPRUNER
 
 __all__ = [
     "CLS_ATTENTION",
+    "CLS_DPP",
     "DIVPRUNE",
     "EVS",
     "RANDOM",

@@ -4,6 +4,7 @@ from fastervlm_video.errors import InvalidRequestError
 from fastervlm_video.prune.base import PruneMethod
 from fastervlm_video.prune.baselines import RANDOM, UNIFORM_GRID
 from fastervlm_video.prune.cls_attention import CLS_ATTENTION
+from fastervlm_video.prune.cls_dpp import CLS_DPP
 from fastervlm_video.prune.divprune import DIVPRUNE
 from fastervlm_video.prune.evs import EVS
 from fastervlm_video.prune.visionzip import VISIONZIP
@@ -42,5 +43,5 @@ def method_names() -> tuple[str, ...]:
     return tuple(sorted(_METHODS))
 
 
-for _method in (CLS_ATTENTION, DIVPRUNE, EVS, RANDOM, UNIFORM_GRID, VISIONZIP, VISPRUNER):
+for _method in (CLS_ATTENTION, CLS_DPP, DIVPRUNE, EVS, RANDOM, UNIFORM_GRID, VISIONZIP, VISPRUNER):
     register(_method)

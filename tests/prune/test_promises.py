@@ -162,6 +162,7 @@ def test_budgets_must_fit_the_grid() -> None:
 def test_the_registry_knows_its_methods() -> None:
     assert method_names() == (
         "cls_attention",
+        "cls_dpp",
         "divprune",
         "evs",
         "random",

@@ -24,6 +24,8 @@ DEFAULT_NUM_FRAMES = 8
 DEFAULT_KEEP_RATIO = 0.1
 DEFAULT_METHOD = "cls_attention"
 MAX_SEED = 2**63 - 1
+MAX_STOPS = 4
+MAX_STOP_CHARS = 256
 
 
 def _require(ok: bool, message: str) -> None:
@@ -151,12 +153,14 @@ class SamplingParams:
         temperature: 0 is greedy; otherwise logits are divided by it before sampling.
         top_p: nucleus sampling: the smallest set of tokens whose probability reaches it, in (0, 1].
         seed: makes sampling repeatable, whatever else is in the batch; None draws a fresh one.
+        stop: texts that end the answer; it does not contain the one that did.
     """
 
     max_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.max_tokens >= 1, f"max_tokens must be at least 1, got {self.max_tokens}")
@@ -169,3 +173,9 @@ class SamplingParams:
             self.seed is None or 0 <= self.seed <= MAX_SEED,
             f"seed must be in [0, 2**63), got {self.seed}",
         )
+        _require(len(self.stop) <= MAX_STOPS, f"at most {MAX_STOPS} stop strings are possible, got {len(self.stop)}")
+        for text in self.stop:
+            _require(
+                0 < len(text) <= MAX_STOP_CHARS,
+                f"a stop string must have 1 to {MAX_STOP_CHARS} characters, got {len(text)}",
+            )

@@ -5,6 +5,9 @@
     FasterVLMError
     ├── InvalidInputError            what the caller sent cannot be served, and a retry will not help
     │   ├── InvalidRequestError          a parameter is out of range or two contradict each other
+    │   │   └── UnsupportedParameterError    a parameter of other services that this one does not have
+    │   ├── AuthenticationError          the API key is missing or is none of ours
+    │   ├── ModelNotFoundError           a model that is not served here
     │   ├── ContextLengthError           prompt + video + answer exceed the model's context
     │   ├── UrlNotAllowedError           a URL's scheme, host or resolved address is not allowed
     │   ├── UrlFetchError                an allowed URL that could not be downloaded
@@ -31,6 +34,7 @@ Every error is rebuilt from its message alone, so that it survives being sent be
 from typing import ClassVar
 
 __all__ = [
+    "AuthenticationError",
     "CheckpointError",
     "ContextLengthError",
     "CorruptMediaError",
@@ -41,6 +45,7 @@ __all__ = [
     "InvalidRequestError",
     "MediaError",
     "MediaLimitError",
+    "ModelNotFoundError",
     "NoVideoStreamError",
     "OverloadedError",
     "PayloadTooLargeError",
@@ -48,6 +53,7 @@ __all__ = [
     "TokenFormatError",
     "UnavailableError",
     "UnsupportedMediaError",
+    "UnsupportedParameterError",
     "UrlFetchError",
     "UrlNotAllowedError",
     "VideoNotFoundError",
@@ -66,15 +72,44 @@ class FasterVLMError(Exception):
 
 
 class InvalidInputError(FasterVLMError):
-    """What the caller sent cannot be served, and sending it again will not help."""
+    """What the caller sent cannot be served, and sending it again will not help.
+
+    Args:
+        message: for people.
+        param: the request's field at fault, if it is one.
+    """
 
     code = "invalid_input"
+    param: str | None = None
+
+    def __init__(self, message: str = "", *, param: str | None = None) -> None:
+        super().__init__(message)
+        if param is not None:
+            self.param = param
 
 
 class InvalidRequestError(InvalidInputError, ValueError):
     """A parameter is out of range, of the wrong kind, or contradicts another one."""
 
     code = "invalid_request"
+
+
+class UnsupportedParameterError(InvalidRequestError):
+    """A parameter that other services have and this one does not; it is refused rather than ignored."""
+
+    code = "unsupported_parameter"
+
+
+class AuthenticationError(InvalidInputError):
+    """The API key is missing, or is not one that this service knows."""
+
+    code = "invalid_api_key"
+
+
+class ModelNotFoundError(InvalidInputError):
+    """A model that is not served here."""
+
+    code = "model_not_found"
 
 
 class ContextLengthError(InvalidInputError):

@@ -5,6 +5,7 @@ every parameter error are known from the checkpoint's config, tokenizer and fing
 are loaded, and no work is begun for a request that cannot be answered.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from fastervlm_video.cache import CacheKey, make_key
 from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
-from fastervlm_video.language import Prompt, PromptBuilder, check_context
+from fastervlm_video.language import Message, Prompt, PromptBuilder, check_context
 from fastervlm_video.mini import resolve_model
 from fastervlm_video.models import Checkpoint
 from fastervlm_video.prune import get_method
@@ -132,6 +133,15 @@ class ModelFacts:
             InvalidRequestError: the question is empty or contains a reserved token.
             ContextLengthError: prompt, video and answer exceed the context.
         """
-        prompt = self.prompts.build(question, num_visual)
+        return self.chat_prompt([Message("user", question)], num_visual, params)
+
+    def chat_prompt(self, messages: Sequence[Message], num_visual: int, params: SamplingParams) -> Prompt:
+        """The same for a conversation of several turns. See :meth:`PromptBuilder.build_chat`.
+
+        Raises:
+            InvalidRequestError: a text is empty or contains a reserved token, or the turns do not alternate.
+            ContextLengthError: prompt, video and answer exceed the context.
+        """
+        prompt = self.prompts.build_chat(messages, num_visual)
         check_context(prompt, params.max_tokens, self.context_length)
         return prompt

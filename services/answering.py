@@ -19,6 +19,7 @@ from typing import Literal
 from fastervlm_video.cache import TokenCache
 from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
 from fastervlm_video.errors import FasterVLMError, FingerprintMismatchError, UnavailableError
+from fastervlm_video.language import Message
 from fastervlm_video.plan import ModelFacts, TokenPlan
 from services.encoding import ClaimBoard, SharedEncoding
 from services.flights import Flights
@@ -49,7 +50,8 @@ class Question:
     Attributes:
         request_id: for logs.
         digest: SHA-256 of the stored video.
-        text: the question.
+        owner: name of the tenant whose video it is.
+        messages: the conversation, which ends with the question.
         sampling: which frames.
         prune: which tokens.
         plan: the token set that follows from these.
@@ -58,7 +60,8 @@ class Question:
 
     request_id: str
     digest: str
-    text: str
+    owner: str
+    messages: tuple[Message, ...]
     sampling: FrameSampling
     prune: PruneSpec
     plan: TokenPlan
@@ -169,14 +172,14 @@ class Answering:
 
     def _begin_encoding(self, question: Question) -> Encoding:
         return self._stages.begin_encoding(
-            DecodeOrder(question.digest, question.sampling, self._facts.preprocessing.resize),
-            EncodeOrder(question.digest, question.plan.key, question.prune, self._facts.fingerprint),
+            DecodeOrder(question.digest, question.sampling, self._facts.preprocessing.resize, question.owner),
+            EncodeOrder(question.digest, question.plan.key, question.prune, self._facts.fingerprint, question.owner),
         )
 
     def _answer_order(self, question: Question) -> AnswerOrder:
         return AnswerOrder(
             request_id=question.request_id,
-            question=question.text,
+            messages=question.messages,
             key=question.plan.key,
             tokens_per_frame=question.plan.tokens_per_frame,
             fingerprint=self._facts.fingerprint,

@@ -1,20 +1,13 @@
-"""An answer's events as what a client gets: one JSON object, or server-sent events.
-
-::
-
-    event: video   once, first: frames, tokens kept, cache hit or miss
-    event: delta   pieces of the answer as they come
-    event: done    once, last: the same object that an unstreamed request returns
-    event: error   instead of the rest, if something fails on the way
-"""
+"""An answer's events, gathered, and sent in the form that the client speaks: a :class:`Dialect`."""
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
@@ -24,32 +17,54 @@ from fastervlm_video.errors import DeadlineExceededError, FasterVLMError
 from services.answering import AnswerEvent, VideoReady
 from services.blobs import file_id
 from services.http_errors import to_http
-from services.schemas import AskResponse, Usage, VideoBlock
+from services.schemas import PromptTokensDetails, Usage, VideoBlock
 from services.stages import AnswerDone, AnswerText
 
-__all__ = ["AnswerBuilder", "EventStreamResponse", "collect_answer", "server_sent_events", "within_deadline"]
+__all__ = [
+    "AnswerBuilder",
+    "CompleteAnswer",
+    "Dialect",
+    "EventStreamResponse",
+    "collect_answer",
+    "server_sent_events",
+    "within_deadline",
+]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteAnswer:
+    """An answer, in no dialect yet.
+
+    Attributes:
+        text: of the answer.
+        finish_reason: ``length`` if the token limit cut it.
+        usage: token counts.
+        video: what was done with the video.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    usage: Usage
+    video: VideoBlock
 
 
 class AnswerBuilder:
     """Gathers an answer's events.
 
     Args:
-        request_id: of the request.
-        model: name of the model.
         digest: SHA-256 of the video.
         fetch_seconds: time spent on receiving or downloading the video.
         begin: ``time.perf_counter()`` when the request came in.
     """
 
-    def __init__(self, *, request_id: str, model: str, digest: str, fetch_seconds: float, begin: float) -> None:
-        self._request_id, self._model, self._digest = request_id, model, digest
-        self._fetch_seconds, self._begin = fetch_seconds, begin
+    def __init__(self, *, digest: str, fetch_seconds: float, begin: float) -> None:
+        self._digest, self._fetch_seconds, self._begin = digest, fetch_seconds, begin
         self._pieces: list[str] = []
         self._ready: VideoReady | None = None
 
-    def add(self, event: AnswerEvent) -> AskResponse | None:
+    def add(self, event: AnswerEvent) -> CompleteAnswer | None:
         """Take the next event; the last one gives the whole answer."""
         if isinstance(event, VideoReady):
             self._ready = event
@@ -76,21 +91,34 @@ class AnswerBuilder:
             seconds={name: round(value, 4) for name, value in spent.items()},
         )
 
-    def _finish(self, done: AnswerDone) -> AskResponse:
+    def _finish(self, done: AnswerDone) -> CompleteAnswer:
         usage = Usage(
             prompt_tokens=done.prompt_tokens,
             completion_tokens=done.completion_tokens,
             total_tokens=done.prompt_tokens + done.completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=done.cached_tokens),
         )
-        return AskResponse(
-            id=f"ask-{self._request_id}",
-            created=int(time.time()),
-            model=self._model,
-            answer="".join(self._pieces),
-            finish_reason=done.finish_reason,
-            usage=usage,
-            video=self.video({**done.seconds, "total": time.perf_counter() - self._begin}),
-        )
+        video = self.video({**done.seconds, "total": time.perf_counter() - self._begin})
+        return CompleteAnswer("".join(self._pieces), done.finish_reason, usage, video)
+
+
+class Dialect(Protocol):
+    """How one kind of client wants its answers. The methods for streams return framed server-sent events."""
+
+    def whole(self, answer: CompleteAnswer) -> BaseModel:
+        """The body of an answer that is not streamed."""
+
+    def begin(self, answer: AnswerBuilder) -> str:
+        """What comes first, when the video's tokens are known."""
+
+    def piece(self, text: str) -> str:
+        """The next piece of text."""
+
+    def end(self, answer: CompleteAnswer) -> str:
+        """What comes last."""
+
+    def error(self, body: dict[str, Any]) -> str:
+        """What comes instead of the rest if something fails on the way; ``body`` as in any error response."""
 
 
 async def within_deadline(
@@ -114,7 +142,7 @@ async def within_deadline(
             yield event
 
 
-async def collect_answer(events: AsyncGenerator[AnswerEvent, None], builder: AnswerBuilder) -> AskResponse:
+async def collect_answer(events: AsyncGenerator[AnswerEvent, None], builder: AnswerBuilder) -> CompleteAnswer:
     """Wait for the whole answer.
 
     Raises:
@@ -128,35 +156,31 @@ async def collect_answer(events: AsyncGenerator[AnswerEvent, None], builder: Ans
 
 
 async def server_sent_events(
-    first: AnswerEvent, events: AsyncGenerator[AnswerEvent, None], builder: AnswerBuilder, request_id: str
+    first: AnswerEvent,
+    events: AsyncGenerator[AnswerEvent, None],
+    builder: AnswerBuilder,
+    dialect: Dialect,
+    request_id: str,
 ) -> AsyncIterator[str]:
     """The answer as server-sent events. ``first`` was awaited before the response began, so that what fails
     early keeps its HTTP status.
     """
     try:
         answer = builder.add(first)
-        yield _event("video", builder.video())
+        yield dialect.begin(builder)
         async for event in events:
             answer = builder.add(event)
             if answer is not None:
-                yield _event("done", answer)
+                yield dialect.end(answer)
             elif isinstance(event, AnswerText):
-                yield _event("delta", event.text)
+                yield dialect.piece(event.text)
         if answer is None:
             raise FasterVLMError("the answer ended before its end")
     except Exception as exc:
         status, body, _ = to_http(exc, request_id=request_id)
         ours = status == HTTPStatus.INTERNAL_SERVER_ERROR
         logger.warning("request %s failed while it was streamed: %s", request_id, exc, exc_info=exc if ours else None)
-        yield _event("error", body)
-
-
-def _event(name: str, content: BaseModel | str | dict[str, object]) -> str:
-    if isinstance(content, BaseModel):
-        data = content.model_dump_json()
-    else:
-        data = json.dumps({"text": content} if isinstance(content, str) else content)
-    return f"event: {name}\ndata: {data}\n\n"
+        yield dialect.error(body)
 
 
 class EventStreamResponse(StreamingResponse):

@@ -19,15 +19,16 @@ from fastervlm_video.cache import video_key
 from fastervlm_video.plan import ModelFacts
 from services.admission import Admission
 from services.answering import Answering
-from services.body_limit import BodyLimitMiddleware
+from services.body_limit import DEFAULT_SMALL_LIMIT_BYTES, BodyLimitMiddleware
 from services.handles import Stages
 from services.http_errors import install_error_handlers
 from services.live import LiveConfig
 from services.middleware import AdmissionMiddleware
-from services.paths import ASK_PATH, FILES_PATH, WORK_PATHS
+from services.paths import FILES_PATH, INLINE_PATHS, QUESTION_PATHS, UPLOAD_PATHS
 from services.readiness import ReadinessProbe
 from services.requests import VideoIntake
-from services.routes import VideoService, build_router
+from services.routes import build_router
+from services.service import VideoService
 from services.settings import Settings
 from services.stores import open_blob_store, open_service_cache
 
@@ -59,8 +60,8 @@ async def _lifespan(service: VideoService, _: FastAPI) -> AsyncIterator[None]:
 async def _sweep(service: VideoService) -> None:
     while True:
         try:
-            for digest in await asyncio.to_thread(service.blobs.sweep):
-                key = video_key(digest, salt=service.settings.salt)
+            for expired in await asyncio.to_thread(service.blobs.sweep):
+                key = video_key(expired.digest, salt=service.settings.tenant(expired.owner).salt)
                 await asyncio.to_thread(service.cache.delete_video, key)
         except Exception:  # whatever it is, it must not end the sweeping
             logger.exception("expired uploads were not removed")
@@ -88,10 +89,19 @@ def create_http_app(service: VideoService) -> FastAPI:
     app.include_router(build_router(service))
     install_error_handlers(app)
     settings = service.settings
-    app.add_middleware(BodyLimitMiddleware, upload_limit_bytes=settings.max_upload_bytes, upload_paths=WORK_PATHS)
+    app.add_middleware(
+        BodyLimitMiddleware,
+        upload_limit_bytes=settings.max_upload_bytes,
+        upload_paths=UPLOAD_PATHS,
+        inline_limit_bytes=settings.inline_limit_bytes,
+        inline_paths=INLINE_PATHS,
+    )
     questions, uploads = Admission(settings.max_in_flight_requests), Admission(settings.max_concurrent_uploads)
-    app.add_middleware(AdmissionMiddleware, admission=questions, paths=[ASK_PATH])
+    app.add_middleware(AdmissionMiddleware, admission=questions, paths=QUESTION_PATHS)
     app.add_middleware(AdmissionMiddleware, admission=uploads, paths=[FILES_PATH])
+    app.add_middleware(
+        AdmissionMiddleware, admission=uploads, paths=INLINE_PATHS, larger_than_bytes=DEFAULT_SMALL_LIMIT_BYTES
+    )
     return app
 
 
@@ -128,6 +138,7 @@ class Api:
                 serve.get_replica_context().app_name,
                 {name.capitalize(): settings.stage(name).min_replicas for name in ("decoder", "encoder", "generator")},
             ),
+            keyring=settings.keyring(),
             started_at=int(time.time()),
         )
 

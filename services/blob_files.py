@@ -3,6 +3,7 @@
 Paths are relative to the store's root, with ``/`` between parts.
 """
 
+import contextlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -28,6 +29,9 @@ class Files(Protocol):
 
     def read(self, path: str, limit_bytes: int) -> bytes:
         """The beginning of an existing file."""
+
+    def read_each(self, paths: list[str], limit_bytes: int) -> list[bytes]:
+        """The beginnings of many files, in order; those that are gone are left out."""
 
     def write(self, path: str, data: bytes) -> None:
         """A small file, or its new content, at once: readers see the old content or the new."""
@@ -86,6 +90,14 @@ class LocalFiles:
         with self.open(path) as file:
             return file.read(limit_bytes)
 
+    def read_each(self, paths: list[str], limit_bytes: int) -> list[bytes]:
+        """One after the other."""
+        found = []
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                found.append(self.read(path, limit_bytes))
+        return found
+
     def write(self, path: str, data: bytes) -> None:
         """Write beside, then rename."""
         full = self.root / path
@@ -97,8 +109,8 @@ class LocalFiles:
     def replace(self, source: str, target: str) -> None:
         """Rename."""
         full = self.root / target
-        for folder in (full.parent.parent, full.parent):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        for folder in reversed(Path(target).parents[:-1]):
+            (self.root / folder).mkdir(mode=0o700, exist_ok=True)
         (self.root / source).replace(full)
 
     def remove(self, path: str) -> int | None:
@@ -145,6 +157,16 @@ class RemoteFiles:
     def read(self, path: str, limit_bytes: int) -> bytes:
         """One call, for that range."""
         return bytes(self._fs.cat_file(self._full(path), start=0, end=limit_bytes))
+
+    def read_each(self, paths: list[str], limit_bytes: int) -> list[bytes]:
+        """One call, which object stores spread over many connections."""
+        full = [self._full(path) for path in paths]
+        starts, ends = [0] * len(full), [limit_bytes] * len(full)
+        found = self._fs.cat_ranges(full, starts, ends, on_error="return") if full else []
+        errors = [item for item in found if isinstance(item, Exception) and not isinstance(item, FileNotFoundError)]
+        if errors:
+            raise errors[0]
+        return [bytes(item) for item in found if not isinstance(item, Exception)]
 
     def write(self, path: str, data: bytes) -> None:
         """One call; object stores show it when it is complete."""

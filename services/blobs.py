@@ -2,12 +2,12 @@
 
 ::
 
-    <url>/objects/ab/abcdef…          the bytes
+    <url>/objects/ab/abcdef…          the bytes; those of named tenants are in tenants/<name>/ instead
     <url>/objects/ab/abcdef….json     size, file name, times; a blob exists if and only if this does
     <url>/incoming/<seconds>-<uuid>   being written; moved into place when complete
     <url>/usage, <url>/lock           local folders only, see services.blob_usage
 
-Uploading the same bytes twice stores them once. Blobs expire; what has expired is removed by
+Uploading the same bytes twice stores them once for each owner. Blobs expire; what has expired is removed by
 :meth:`BlobStore.sweep`, and when an upload would not fit otherwise.
 """
 
@@ -28,8 +28,10 @@ from typing import Any, BinaryIO
 
 from fastervlm_video.errors import InvalidRequestError, StorageFullError, UnavailableError, VideoNotFoundError
 from services.blob_files import LocalFiles, open_files
+from services.blob_paths import ROOTS, BlobPath
 from services.blob_usage import ListedUsage, LocalUsage, Usage
-from services.stored_blob import DIGEST, StoredBlob, file_id, parse_file_id, shown_name
+from services.stored_blob import DEFAULT_PURPOSE, StoredBlob, file_id, parse_file_id, shown_name
+from services.tenants import ANONYMOUS
 
 __all__ = ["BlobStore", "StoredBlob", "file_id", "parse_file_id"]
 
@@ -41,14 +43,14 @@ OVERHEAD_BYTES = 4096
 ABANDONED_SECONDS = 3600.0
 """Age from which something half-written is taken for the remains of a process that died."""
 
-_SIDECAR_SUFFIX = ".json"
 _MAX_SIDECAR_BYTES = 64 * 1024
-_OBJECTS = "objects"
 _INCOMING = "incoming"
 
 
 class BlobStore:
     """A content-addressed store with a quota and expiry. All methods block; call them in threads.
+
+    Each blob belongs to an owner (a tenant's name), and can be reached with that owner's name only.
 
     Safe for several threads and processes on one location: every change is made under a lock (see
     :mod:`services.blob_usage` for how far it reaches) and is atomic for readers even without one.
@@ -86,7 +88,9 @@ class BlobStore:
         self._local = isinstance(self._files, LocalFiles)
         self._usage: Usage = LocalUsage(self._files.root) if isinstance(self._files, LocalFiles) else ListedUsage(name)
 
-    def put(self, stream: BinaryIO, *, filename: str) -> StoredBlob:
+    def put(
+        self, stream: BinaryIO, *, filename: str, owner: str = ANONYMOUS, purpose: str = DEFAULT_PURPOSE
+    ) -> StoredBlob:
         """Store what ``stream`` gives from its present position; bytes that are there already are kept.
 
         Raises:
@@ -97,36 +101,56 @@ class BlobStore:
         with _storage_errors():
             try:
                 digest, size_bytes = self._receive(stream, incoming)
+                now = self._clock()
+                expires_at = math.ceil(now + self._ttl_seconds)
+                blob = StoredBlob(digest, size_bytes, int(now), expires_at, shown_name(filename), owner, purpose)
                 with self._usage.lock():
-                    return self._commit(incoming, digest, size_bytes, shown_name(filename))
+                    return self._commit(incoming, blob)
             finally:
                 self._files.remove(incoming)
 
-    def stat(self, digest: str) -> StoredBlob:
+    def stat(self, digest: str, *, owner: str = ANONYMOUS) -> StoredBlob:
         """What is known of a blob.
 
         Raises:
-            VideoNotFoundError: there is none with this digest (any more).
+            VideoNotFoundError: this owner has none with this digest (any more).
             UnavailableError: the storage failed.
         """
         with _storage_errors():
-            blob = self._read_sidecar(_path(digest))
+            blob = self._read_sidecar(BlobPath(owner, digest))
         if blob is None or blob.expires_at <= self._clock():
             raise VideoNotFoundError(f"there is no file {file_id(digest)}; it was deleted, has expired or never was")
         return blob
 
+    def all_of(self, owner: str) -> list[StoredBlob]:
+        """All that an owner has, the newest first. Reads every description: meant for thousands, not for millions.
+
+        Raises:
+            UnavailableError: the storage failed.
+        """
+        with _storage_errors():
+            folder = BlobPath.folder(owner)
+            paths = [found for path, _ in self._files.listing(folder) if (found := BlobPath.parse(path)) is not None]
+            sidecars = self._files.read_each([path.sidecar for path in paths], _MAX_SIDECAR_BYTES)
+        now, blobs = self._clock(), []
+        for data in sidecars:
+            with contextlib.suppress(ValueError):  # damaged, which stat() logs; it counts as missing
+                blob = StoredBlob.from_json(data, owner=owner)
+                blobs += [blob] if blob.expires_at > now else []
+        return sorted(blobs, key=lambda blob: (-blob.created_at, blob.digest))
+
     @contextlib.contextmanager
-    def open_local(self, digest: str) -> Iterator[BinaryIO]:
+    def open_local(self, digest: str, *, owner: str = ANONYMOUS) -> Iterator[BinaryIO]:
         """The blob as a local, seekable file to read from, which stays readable if the blob is deleted meanwhile.
 
         In a local folder this is the file itself; from elsewhere it is a temporary copy, checked against the
         digest.
 
         Raises:
-            VideoNotFoundError: there is none with this digest (any more), or what is stored is damaged.
+            VideoNotFoundError: this owner has none with this digest (any more), or what is stored is damaged.
             UnavailableError: the storage failed.
         """
-        blob = self.stat(digest)
+        blob = self.stat(digest, owner=owner)
         with contextlib.ExitStack() as resources:
             with _storage_errors():
                 file = self._open(blob, resources)
@@ -136,24 +160,24 @@ class BlobStore:
             file.seek(0)
             yield file
 
-    def delete(self, digest: str) -> bool:
-        """Remove a blob; False if there was none, or only an expired one.
+    def delete(self, digest: str, *, owner: str = ANONYMOUS) -> bool:
+        """Remove a blob; False if this owner had none, or only an expired one.
 
         Raises:
             VideoNotFoundError: ``digest`` is not a digest.
             UnavailableError: the storage failed.
         """
-        path = _path(digest)
+        path = BlobPath(owner, digest)
         with _storage_errors(), self._usage.lock():
             blob = self._read_sidecar(path)
             self._drop(path)
         return blob is not None and blob.expires_at > self._clock()
 
-    def sweep(self) -> list[str]:
+    def sweep(self) -> list[StoredBlob]:
         """Remove expired blobs and what dead processes left half-written, and count what remains.
 
         Returns:
-            The digests of the blobs that expired.
+            The blobs that expired.
 
         Raises:
             UnavailableError: the storage failed.
@@ -178,19 +202,17 @@ class BlobStore:
                 target.write(chunk)
         return digest.hexdigest(), size_bytes
 
-    def _commit(self, incoming: str, digest: str, size_bytes: int, filename: str) -> StoredBlob:
+    def _commit(self, incoming: str, blob: StoredBlob) -> StoredBlob:
         """Move a received file into place, or renew the blob that has the same content. Under the lock."""
-        path, now = _path(digest), self._clock()
-        expires_at = math.ceil(now + self._ttl_seconds)
+        path = BlobPath(blob.owner, blob.digest)
         known = self._read_sidecar(path)
-        if known is not None and self._files.size_bytes(path) == size_bytes:
-            blob = replace(known, expires_at=max(expires_at, known.expires_at))
+        if known is not None and self._files.size_bytes(path.content) == blob.size_bytes:
+            blob = replace(known, expires_at=max(blob.expires_at, known.expires_at))
         else:
             self._drop(path)  # a damaged copy, or one whose process died before the sidecar was written
-            self._make_room(size_bytes)
-            self._files.replace(incoming, path)
-            blob = StoredBlob(digest, size_bytes, int(now), expires_at, filename)
-        self._write_sidecar(path, blob)
+            self._make_room(blob.size_bytes)
+            self._files.replace(incoming, path.content)
+        self._files.write(path.sidecar, json.dumps(asdict(blob)).encode())
         return blob
 
     def _make_room(self, size_bytes: int) -> None:
@@ -208,28 +230,28 @@ class BlobStore:
             raise self._full(size_bytes, used_bytes)
         self._usage.set_bytes(used_bytes + needed_bytes)
 
-    def _drop(self, path: str) -> None:
+    def _drop(self, path: BlobPath) -> None:
         """Remove a blob's files, the sidecar first, and uncount it. Under the lock."""
         used_bytes = self._usage.read_bytes(self._recount)
-        self._files.remove(path + _SIDECAR_SUFFIX)
-        size_bytes = self._files.remove(path)
+        self._files.remove(path.sidecar)
+        size_bytes = self._files.remove(path.content)
         if size_bytes is not None:
             self._usage.set_bytes(max(0, used_bytes - size_bytes - OVERHEAD_BYTES))
 
-    def _sweep(self) -> list[str]:
-        now, expired, used_bytes = self._clock(), [], 0
+    def _sweep(self) -> list[StoredBlob]:
+        now, used_bytes = self._clock(), 0
+        expired: list[StoredBlob] = []
         self._next_expiry = now + self._ttl_seconds  # nothing stored from now on can expire earlier
         for path in self._strays():
             self._files.remove(path)
-        for path, size_bytes in self._objects():
-            blob = self._read_sidecar(path)
-            if blob is None and not self._abandoned(path):
+        for blob_path, size_bytes in self._objects():
+            blob = self._read_sidecar(blob_path)
+            if blob is None and not self._abandoned(blob_path.content):
                 used_bytes += size_bytes + OVERHEAD_BYTES
             elif blob is None or blob.expires_at <= now:
-                self._files.remove(path + _SIDECAR_SUFFIX)
-                self._files.remove(path)
-                if blob is not None:
-                    expired.append(blob.digest)
+                self._files.remove(blob_path.sidecar)
+                self._files.remove(blob_path.content)
+                expired += [] if blob is None else [blob]
             else:
                 used_bytes += size_bytes + OVERHEAD_BYTES
                 self._next_expiry = min(self._next_expiry, blob.expires_at)
@@ -251,14 +273,16 @@ class BlobStore:
         except FileNotFoundError:
             return False
 
-    def _objects(self) -> list[tuple[str, int]]:
-        return [item for item in self._files.listing(_OBJECTS) if DIGEST.fullmatch(item[0].rpartition("/")[2])]
+    def _objects(self) -> list[tuple[BlobPath, int]]:
+        """Every owner's blobs, and their sizes."""
+        found = ((BlobPath.parse(path), size_bytes) for root in ROOTS for path, size_bytes in self._files.listing(root))
+        return [(path, size_bytes) for path, size_bytes in found if path is not None]
 
     def _strays(self) -> list[str]:
         """Sidecars without a blob, and what else a process that died while writing one has left."""
-        paths = {path for path, _ in self._files.listing(_OBJECTS)}
-        blobs = {path for path in paths if DIGEST.fullmatch(path.rpartition("/")[2])}
-        return sorted(paths - blobs - {path + _SIDECAR_SUFFIX for path in blobs})
+        paths = {path for root in ROOTS for path, _ in self._files.listing(root)}
+        blobs = [found for path in paths if (found := BlobPath.parse(path)) is not None]
+        return sorted(paths - {blob.content for blob in blobs} - {blob.sidecar for blob in blobs})
 
     def _recount(self) -> int:
         return sum(size_bytes + OVERHEAD_BYTES for _, size_bytes in self._objects())
@@ -272,7 +296,7 @@ class BlobStore:
     def _open(self, blob: StoredBlob, resources: contextlib.ExitStack) -> BinaryIO | None:
         """The blob as a local file, or None if what is stored is not what it should be."""
         try:
-            source = resources.enter_context(self._files.open(_path(blob.digest)))
+            source = resources.enter_context(self._files.open(BlobPath(blob.owner, blob.digest).content))
         except FileNotFoundError:
             return None
         if self._local:
@@ -287,24 +311,15 @@ class BlobStore:
             copy.write(chunk)
         return copy if digest.hexdigest() == blob.digest else None
 
-    def _read_sidecar(self, path: str) -> StoredBlob | None:
+    def _read_sidecar(self, path: BlobPath) -> StoredBlob | None:
         try:
-            data = self._files.read(path + _SIDECAR_SUFFIX, _MAX_SIDECAR_BYTES)
-            return StoredBlob.from_json(data, digest=path.rpartition("/")[2])
+            data = self._files.read(path.sidecar, _MAX_SIDECAR_BYTES)
+            return StoredBlob.from_json(data, digest=path.digest, owner=path.owner)
         except FileNotFoundError:
             return None
         except ValueError as exc:
             logger.warning("the description of a blob is damaged, so it counts as missing: %s: %s", path, exc)
             return None
-
-    def _write_sidecar(self, path: str, blob: StoredBlob) -> None:
-        self._files.write(path + _SIDECAR_SUFFIX, json.dumps(asdict(blob)).encode())
-
-
-def _path(digest: str) -> str:
-    if not DIGEST.fullmatch(digest):
-        raise VideoNotFoundError(f"there is no file with the digest {digest[:80]!r}")
-    return f"{_OBJECTS}/{digest[:2]}/{digest}"
 
 
 @contextlib.contextmanager

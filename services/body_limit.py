@@ -1,6 +1,7 @@
 """ASGI middleware that bounds request bodies before anything reads them.
 
-Two limits: a small one for every request, and the upload limit for multipart bodies on the upload paths.
+Three limits: a small one for every request, the upload limit for multipart bodies on the upload paths, and one in
+between for JSON bodies on paths that take a small video in them.
 A ``Content-Length`` over the limit is answered with 413 at once, and the application never sees the request.
 A body of unknown length is counted as it is read; when it exceeds the limit the client is answered 413 and the
 application is told that the client is gone. Nothing is buffered, so memory stays flat whatever is sent.
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastervlm_video.errors import PayloadTooLargeError
 from services.http_errors import error_response
+from services.inline import base64_chars
 from services.memory import release_freed_memory_soon
 
 __all__ = ["DEFAULT_SMALL_LIMIT_BYTES", "BodyLimitMiddleware"]
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_SMALL_LIMIT_BYTES = 1024**2
 _MULTIPART = b"multipart/form-data"
+_JSON = b"application/json"
 _LARGE_BYTES = 4 * 1024**2
 
 # A server that closes a connection on which data is still arriving resets it, and the client may then lose
@@ -38,6 +41,9 @@ class BodyLimitMiddleware:
         upload_limit_bytes: largest file; a multipart body on an upload path may have this and one small
             limit more, for the other fields and the framing.
         upload_paths: paths on which files are uploaded; sub-paths are not included.
+        inline_limit_bytes: largest video inside a JSON body on an inline path; the body may have what that takes
+            in base64, and one small limit more.
+        inline_paths: paths on which a video may come in JSON.
         small_limit_bytes: largest body of any other request.
     """
 
@@ -47,11 +53,14 @@ class BodyLimitMiddleware:
         *,
         upload_limit_bytes: int,
         upload_paths: Collection[str],
+        inline_limit_bytes: int = 0,
+        inline_paths: Collection[str] = (),
         small_limit_bytes: int = DEFAULT_SMALL_LIMIT_BYTES,
     ) -> None:
         self._app = app
         self._upload_limit_bytes = upload_limit_bytes + small_limit_bytes
-        self._upload_paths = frozenset(upload_paths)
+        self._upload_paths, self._inline_paths = frozenset(upload_paths), frozenset(inline_paths)
+        self._inline_limit_bytes = base64_chars(inline_limit_bytes) + small_limit_bytes
         self._small_limit_bytes = small_limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,6 +82,8 @@ class BodyLimitMiddleware:
         path = scope["path"].removeprefix(root) if root else scope["path"]
         if content_type == _MULTIPART and path in self._upload_paths:
             return self._upload_limit_bytes
+        if content_type == _JSON and path in self._inline_paths:
+            return self._inline_limit_bytes
         return self._small_limit_bytes
 
 

@@ -46,7 +46,7 @@ class Decoder:
         return DecodedVideo(frames, {"decode": seconds})
 
     def _decode(self, order: DecodeOrder, cancelled: threading.Event) -> FrameBatch:
-        with self._blobs.open_local(order.digest) as file:
+        with self._blobs.open_local(order.digest, owner=order.owner) as file:
             return self._sandbox.decode(
                 file.fileno(), order.sampling, limits=self._limits, resize=order.resize, cancelled=cancelled
             )

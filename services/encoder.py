@@ -80,7 +80,7 @@ class Encoder:
         """Cache the tokens, unless their video was deleted while they were made."""
         self._cache.insert(order.key, blob)
         try:
-            self._blobs.stat(order.digest)
+            self._blobs.stat(order.digest, owner=order.owner)
         except VideoNotFoundError:
             self._cache.delete_video(order.key.video)
         except FasterVLMError as exc:

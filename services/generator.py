@@ -89,7 +89,7 @@ class Generator:
         if tokens is None:
             yield TokensMissing()
             return
-        prompt = self._facts.prompt(order.question, tokens.tokens_kept, order.sampling)
+        prompt = self._facts.chat_prompt(order.messages, tokens.tokens_kept, order.sampling)
         request = GenerationRequest(
             request_id=order.request_id,
             prompt=prompt,

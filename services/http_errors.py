@@ -33,6 +33,7 @@ __all__ = [
     "ErrorRule",
     "HttpError",
     "error_response",
+    "error_responses",
     "install_error_handlers",
     "request_id_of",
     "to_http",
@@ -87,6 +88,9 @@ ERROR_STATUSES: dict[type[BaseException], ErrorRule] = {
     errors.FasterVLMError: ErrorRule(HTTPStatus.INTERNAL_SERVER_ERROR),
     errors.InvalidInputError: ErrorRule(HTTPStatus.BAD_REQUEST),
     errors.InvalidRequestError: ErrorRule(HTTPStatus.BAD_REQUEST),
+    errors.UnsupportedParameterError: ErrorRule(HTTPStatus.BAD_REQUEST),
+    errors.AuthenticationError: ErrorRule(HTTPStatus.UNAUTHORIZED),
+    errors.ModelNotFoundError: ErrorRule(HTTPStatus.NOT_FOUND),
     errors.ContextLengthError: ErrorRule(HTTPStatus.BAD_REQUEST),
     errors.UrlNotAllowedError: ErrorRule(HTTPStatus.BAD_REQUEST),
     errors.UrlFetchError: ErrorRule(HTTPStatus.BAD_REQUEST),
@@ -111,6 +115,7 @@ ERROR_STATUSES: dict[type[BaseException], ErrorRule] = {
 
 _CODES_BY_STATUS = {
     HTTPStatus.BAD_REQUEST: errors.InvalidRequestError.code,
+    HTTPStatus.UNAUTHORIZED: errors.AuthenticationError.code,
     HTTPStatus.NOT_FOUND: errors.VideoNotFoundError.code,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: errors.PayloadTooLargeError.code,
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: errors.UnsupportedMediaError.code,
@@ -169,7 +174,10 @@ def to_http(exc: BaseException, *, request_id: str | None = None) -> HttpError:
     if not isinstance(exc, errors.FasterVLMError) or rule is None or rule.status is HTTPStatus.INTERNAL_SERVER_ERROR:
         return _internal_error(request_id)
     headers = {} if rule.retry_after_seconds is None else {"Retry-After": str(rule.retry_after_seconds)}
-    return _http_error(rule.status, exc.code, exc.message, request_id=request_id, headers=headers)
+    if rule.status is HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    param = exc.param if isinstance(exc, errors.InvalidInputError) else None
+    return _http_error(rule.status, exc.code, exc.message, param=param, request_id=request_id, headers=headers)
 
 
 def _internal_error(request_id: str | None) -> HttpError:
@@ -254,6 +262,12 @@ def error_response(exc: BaseException, scope: MutableMapping[str, Any]) -> JSONR
     else:
         logger.info("request %s (%s) refused with %d: %s", request_id, where, status, body["error"]["message"])
     return JSONResponse(body, status_code=status, headers=headers)
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the API's description: the statuses that a route may well answer, and that all others look the same."""
+    other = {"model": ErrorResponse, "description": "Any other error"}
+    return {**{status: {"model": ErrorResponse} for status in statuses}, "default": other}
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -20,13 +20,20 @@ class AdmissionMiddleware:
         admission: the count.
         paths: paths whose POST requests make work.
         content_type: only requests with this kind of body are counted; None counts all.
+        larger_than_bytes: only requests with a body larger than this, or of unknown length, are counted.
     """
 
     def __init__(
-        self, app: ASGIApp, *, admission: Admission, paths: Collection[str], content_type: str | None = None
+        self,
+        app: ASGIApp,
+        *,
+        admission: Admission,
+        paths: Collection[str],
+        content_type: str | None = None,
+        larger_than_bytes: int = -1,
     ) -> None:
         self._app, self._admission, self._paths = app, admission, frozenset(paths)
-        self._content_type = content_type
+        self._content_type, self._larger_than_bytes = content_type, larger_than_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
@@ -46,5 +53,9 @@ class AdmissionMiddleware:
             return False
         if scope["path"].removeprefix(scope.get("root_path", "")) not in self._paths:
             return False
-        kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) <= self._larger_than_bytes:
+            return False
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         return self._content_type is None or kind == self._content_type

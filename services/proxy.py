@@ -8,10 +8,10 @@ are let in at a rate that a replica keeps up with, and only so many uploads at a
 from starlette.middleware import Middleware
 
 from services.admission import Admission
-from services.body_limit import BodyLimitMiddleware
+from services.body_limit import DEFAULT_SMALL_LIMIT_BYTES, BodyLimitMiddleware
 from services.middleware import AdmissionMiddleware
 from services.pacing import PacingMiddleware
-from services.paths import WORK_PATHS
+from services.paths import INLINE_PATHS, UPLOAD_PATHS
 from services.settings import load_settings
 
 __all__ = ["PROXY_CALLBACK", "proxy_middleware"]
@@ -25,7 +25,16 @@ def proxy_middleware() -> list[Middleware]:
     settings = load_settings()
     uploads = Admission(settings.max_concurrent_uploads)
     return [
-        Middleware(AdmissionMiddleware, admission=uploads, paths=WORK_PATHS, content_type="multipart/form-data"),
+        Middleware(AdmissionMiddleware, admission=uploads, paths=UPLOAD_PATHS, content_type="multipart/form-data"),
+        Middleware(
+            AdmissionMiddleware, admission=uploads, paths=INLINE_PATHS, larger_than_bytes=DEFAULT_SMALL_LIMIT_BYTES
+        ),
         Middleware(PacingMiddleware, bytes_per_second=settings.max_upload_bytes_per_second),
-        Middleware(BodyLimitMiddleware, upload_limit_bytes=settings.max_upload_bytes, upload_paths=WORK_PATHS),
+        Middleware(
+            BodyLimitMiddleware,
+            upload_limit_bytes=settings.max_upload_bytes,
+            upload_paths=UPLOAD_PATHS,
+            inline_limit_bytes=settings.inline_limit_bytes,
+            inline_paths=INLINE_PATHS,
+        ),
     ]

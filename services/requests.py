@@ -1,86 +1,47 @@
-"""From an untrusted request body to a checked question. Every limit is enforced here, before any work."""
+"""Reading an untrusted request body, and bringing its video into the store. Every limit is enforced before any work."""
 
 import asyncio
+import io
 import json
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import httpx
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
 from fastervlm_video.errors import DeadlineExceededError, InvalidRequestError, UnsupportedMediaError
-from fastervlm_video.prune import get_method
+from services.ask import ask_inquiry
 from services.blobs import BlobStore, StoredBlob, parse_file_id
+from services.body_limit import DEFAULT_SMALL_LIMIT_BYTES
+from services.chat import supported_fields
+from services.chat_schemas import ChatRequest
 from services.fetch import fetch_video
-from services.live import LiveConfig
+from services.inline import decode_data_url
+from services.inquiry import InlineVideo, Inquiry, StoredVideo, VideoSource
 from services.schemas import AskRequest
 from services.settings import Settings
+from services.stored_blob import DEFAULT_PURPOSE
+from services.tenants import Tenant
 from services.threads import finish_in_thread
 from services.uploads import SpooledFile, parse_multipart
 
-__all__ = ["Choices", "VideoIntake", "choose", "read_ask"]
+__all__ = ["VideoIntake", "read_ask", "read_chat"]
 
 _JSON = "application/json"
-_JSON_SECONDS = 10.0
+_SMALL_JSON_SECONDS = 10.0
 _MULTIPART = "multipart/form-data"
+_INLINE_NAME = "inline video"
 
-
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """What a request asks for, defaults filled in and bounds checked."""
-
-    sampling: FrameSampling
-    prune: PruneSpec
-    params: SamplingParams
-
-
-def choose(ask: AskRequest, live: LiveConfig, patches_per_frame: int) -> Choices:
-    """Fill in defaults and enforce the service's bounds.
-
-    Raises:
-        InvalidRequestError: a bound is exceeded or the parameters contradict each other.
-    """
-    if len(ask.question) > live.max_question_chars:
-        raise InvalidRequestError(
-            f"the question has {len(ask.question)} characters, more than the {live.max_question_chars} allowed"
-        )
-    num_frames = _at_most("num_frames", ask.num_frames or live.default_num_frames, live.max_num_frames)
-    max_tokens = _at_most("max_tokens", ask.max_tokens or live.default_answer_tokens, live.max_answer_tokens)
-    ratio = ask.keep_ratio if ask.keep_ratio or ask.keep_tokens else live.default_keep_ratio
-    prune = PruneSpec(
-        method=ask.method or live.default_method,
-        keep_ratio=ratio,
-        keep_tokens=ask.keep_tokens,
-        keep_cls=ask.keep_cls,
-    )
-    if not get_method(prune.method).fixed_total:
-        raise InvalidRequestError(f"{prune.method!r} keeps a number of tokens that depends on the video; use another")
-    fewest = PruneSpec(keep_ratio=live.min_keep_ratio).tokens_per_frame(patches_per_frame)
-    wanted = prune.tokens_per_frame(patches_per_frame)
-    if wanted < fewest:
-        raise InvalidRequestError(
-            f"{wanted} tokens per frame are fewer than the {fewest} that this server's smallest keep_ratio of "
-            f"{live.min_keep_ratio:g} stands for"
-        )
-    params = SamplingParams(max_tokens=max_tokens, temperature=ask.temperature, top_p=ask.top_p, seed=ask.seed)
-    return Choices(FrameSampling(num_frames), prune, params)
-
-
-def _at_most(name: str, value: int, limit: int) -> int:
-    if value > limit:
-        raise InvalidRequestError(f"{name}={value} is more than the {limit} that this server allows")
-    return value
+M = TypeVar("M", bound=BaseModel)
 
 
 @asynccontextmanager
-async def read_ask(request: Request, settings: Settings) -> AsyncIterator[tuple[AskRequest, SpooledFile | None]]:
+async def read_ask(request: Request, settings: Settings) -> AsyncIterator[Inquiry]:
     """Read a question from a JSON or multipart body; an uploaded file lives as long as the block.
 
     Raises:
@@ -89,37 +50,61 @@ async def read_ask(request: Request, settings: Settings) -> AsyncIterator[tuple[
         InvalidRequestError: the body is malformed, or does not name exactly one video.
         PayloadTooLargeError: the file is too large.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _content_type(request)
     if kind == _MULTIPART:
         async with parse_multipart(
             request, directory=settings.prepare_runtime_dir(), max_file_bytes=settings.max_upload_bytes
         ) as form:
-            ask = _validated({name: value for name, value in form.fields.items() if value != ""})
+            ask = _validated(AskRequest, {name: value for name, value in form.fields.items() if value != ""})
             _check_one_video(ask, form.file)
-            yield ask, form.file
+            yield ask_inquiry(ask, form.file)
     elif kind == _JSON:
-        ask = _validated(await _read_json(request))
+        ask = _validated(AskRequest, await _read_json(request, _SMALL_JSON_SECONDS))
         _check_one_video(ask, None)
-        yield ask, None
+        yield ask_inquiry(ask, None)
     else:
         raise UnsupportedMediaError(f"send the question as {_JSON} or {_MULTIPART}, not as {kind[:80] or 'nothing'!r}")
 
 
-async def _read_json(request: Request) -> Any:
+async def read_chat(request: Request, settings: Settings) -> ChatRequest:
+    """Read a conversation from a JSON body.
+
+    Raises:
+        UnsupportedMediaError: the body is of another kind.
+        UnsupportedParameterError: it asks for something that this service does not have.
+        RequestValidationError: a field is missing, unknown, or of the wrong kind.
+        InvalidRequestError: the body is malformed.
+    """
+    kind = _content_type(request)
+    if kind != _JSON:
+        raise UnsupportedMediaError(f"send the conversation as {_JSON}, not as {kind[:80] or 'nothing'!r}")
+    length = request.headers.get("content-length", "")
+    small = length.isdigit() and int(length) <= DEFAULT_SMALL_LIMIT_BYTES
+    body = await _read_json(request, _SMALL_JSON_SECONDS if small else settings.upload_timeout_seconds)
+    return _validated(ChatRequest, supported_fields(body) if isinstance(body, dict) else body)
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _read_json(request: Request, timeout_seconds: float) -> Any:
+    """The body; a small one gets little time, for it holds one of the places for questions."""
     try:
-        async with asyncio.timeout(_JSON_SECONDS):  # it is small, and holds one of the places for questions
-            return json.loads(await request.body())
+        async with asyncio.timeout(timeout_seconds):
+            body = await request.body()
+        return await finish_in_thread(json.loads, body)
     except TimeoutError as exc:
-        raise DeadlineExceededError(f"the request body was not received within {_JSON_SECONDS:g} s") from exc
+        raise DeadlineExceededError(f"the request body was not received within {timeout_seconds:g} s") from exc
     except ClientDisconnect as exc:
         raise InvalidRequestError("the connection was closed before the request body was complete") from exc
     except (ValueError, RecursionError) as exc:
         raise InvalidRequestError(f"the body is not valid JSON: {exc}") from exc
 
 
-def _validated(body: Any) -> AskRequest:
+def _validated(kind: type[M], body: Any) -> M:
     try:
-        return AskRequest.model_validate(body)
+        return kind.model_validate(body)
     except ValidationError as exc:
         problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in exc.errors(include_url=False)]
         raise RequestValidationError(problems) from exc
@@ -146,8 +131,12 @@ class VideoIntake:
         self._settings, self._blobs = settings, blobs
         self._policy = settings.url_policy()
 
-    async def store(self, ask: AskRequest, file: SpooledFile | None) -> StoredBlob:
+    async def store(self, video: VideoSource, tenant: Tenant) -> StoredBlob:
         """The stored video that a question is about.
+
+        Args:
+            video: where it comes from.
+            tenant: whose it is, or becomes.
 
         Raises:
             VideoNotFoundError: no file has this id.
@@ -155,29 +144,32 @@ class VideoIntake:
             PayloadTooLargeError: the video is too large.
             StorageFullError: the store is full.
         """
-        if file is not None:
-            return await self.put(file.file, file.filename)
-        if ask.file_id:
-            return await asyncio.to_thread(self._blobs.stat, parse_file_id(ask.file_id))
-        assert ask.video_url  # read_ask saw to it that one of the three is there
+        if isinstance(video, SpooledFile):
+            return await self.put(video.file, video.filename, tenant)
+        if isinstance(video, StoredVideo):
+            return await asyncio.to_thread(self._blobs.stat, parse_file_id(video.file_id), owner=tenant.name)
+        if isinstance(video, InlineVideo):
+            limit_bytes = self._settings.inline_limit_bytes
+            content = await finish_in_thread(decode_data_url, video.url, limit_bytes=limit_bytes)
+            return await self.put(io.BytesIO(content), _INLINE_NAME, tenant)
         with tempfile.TemporaryFile(dir=self._scratch_dir()) as sink:
             await fetch_video(
-                ask.video_url,
+                video.url,
                 policy=self._policy,
                 limit_bytes=self._settings.max_upload_bytes,
                 timeout_seconds=self._settings.upload_timeout_seconds,
                 sink=cast("BinaryIO", sink),
             )
             sink.seek(0)
-            return await self.put(cast("BinaryIO", sink), httpx.URL(ask.video_url).path)
+            return await self.put(cast("BinaryIO", sink), httpx.URL(video.url).path, tenant)
 
-    async def put(self, file: BinaryIO, filename: str) -> StoredBlob:
+    async def put(self, file: BinaryIO, filename: str, tenant: Tenant, purpose: str = DEFAULT_PURPOSE) -> StoredBlob:
         """Store a local file.
 
         Raises:
             StorageFullError: the store is full.
         """
-        return await finish_in_thread(self._blobs.put, file, filename=filename)
+        return await finish_in_thread(self._blobs.put, file, filename=filename, owner=tenant.name, purpose=purpose)
 
     def _scratch_dir(self) -> Path:
         return self._settings.prepare_runtime_dir()

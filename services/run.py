@@ -111,6 +111,7 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
 
     _check_port_is_free(settings)
     open_blob_store(settings)  # for its checks, before the stages would fail at it
+    settings.keyring()  # likewise
     with ExitStack() as stack:
         runtime_dir = settings.prepare_runtime_dir()
         if settings.redis_url is None:  # owned here, so that it lives as long as the service does

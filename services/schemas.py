@@ -6,19 +6,23 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 __all__ = [
     "ASK_EXAMPLES",
+    "FILE_ID_EXAMPLE",
     "AskRequest",
     "AskResponse",
     "DeletedFile",
+    "FileList",
     "FileObject",
+    "FilePurpose",
     "Health",
     "ModelList",
     "ModelObject",
+    "PromptTokensDetails",
     "Readiness",
     "Usage",
     "VideoBlock",
 ]
 
-_FILE_ID_EXAMPLE = "file-9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+FILE_ID_EXAMPLE = "file-9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
 class AskRequest(BaseModel):
@@ -27,7 +31,7 @@ class AskRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
     question: Annotated[str, StringConstraints(min_length=1)] = Field(description="What to ask about the video.")
-    file_id: str | None = Field(default=None, description="Id of an uploaded file.", examples=[_FILE_ID_EXAMPLE])
+    file_id: str | None = Field(default=None, description="Id of an uploaded file.", examples=[FILE_ID_EXAMPLE])
     video_url: str | None = Field(
         default=None, description="http(s) address of a video; only hosts on the server's allow-list."
     )
@@ -53,13 +57,19 @@ class AskRequest(BaseModel):
 ASK_EXAMPLES: dict[str, Any] = {
     "uploaded": {
         "summary": "About an uploaded file",
-        "value": {"file_id": _FILE_ID_EXAMPLE, "question": "What color is the square?", "keep_ratio": 0.1},
+        "value": {"file_id": FILE_ID_EXAMPLE, "question": "What color is the square?", "keep_ratio": 0.1},
     },
     "streamed": {
         "summary": "Streamed, 26 tokens per frame",
-        "value": {"file_id": _FILE_ID_EXAMPLE, "question": "What happens?", "keep_tokens": 26, "stream": True},
+        "value": {"file_id": FILE_ID_EXAMPLE, "question": "What happens?", "keep_tokens": 26, "stream": True},
     },
 }
+
+
+class PromptTokensDetails(BaseModel):
+    """What became of a prompt's positions."""
+
+    cached_tokens: int = Field(description="Positions whose computation was reused from an earlier request.")
 
 
 class Usage(BaseModel):
@@ -68,6 +78,7 @@ class Usage(BaseModel):
     prompt_tokens: int = Field(description="Positions of the prompt, visual tokens included.")
     completion_tokens: int = Field(description="Tokens generated.")
     total_tokens: int = Field(description="Both together.")
+    prompt_tokens_details: PromptTokensDetails
 
 
 class VideoBlock(BaseModel):
@@ -100,15 +111,30 @@ class AskResponse(BaseModel):
     video: VideoBlock
 
 
+FilePurpose = Literal["user_data", "vision"]
+
+
 class FileObject(BaseModel):
     """A stored file."""
 
-    id: str = Field(description="`file-` and the SHA-256 of the content.", examples=[_FILE_ID_EXAMPLE])
+    id: str = Field(description="`file-` and the SHA-256 of the content.", examples=[FILE_ID_EXAMPLE])
     object: Literal["file"] = "file"
     bytes: int
     created_at: int = Field(description="Seconds since 1970.")
     expires_at: int = Field(description="Seconds since 1970; uploading again renews it.")
     filename: str
+    purpose: FilePurpose = Field(description="As given with the upload; it makes no difference here.")
+    status: Literal["processed"] = "processed"
+
+
+class FileList(BaseModel):
+    """Files, a page of them."""
+
+    object: Literal["list"] = "list"
+    data: list[FileObject]
+    has_more: bool = Field(description="Whether there are more; ask for those `after` the last one.")
+    first_id: str | None
+    last_id: str | None
 
 
 class DeletedFile(BaseModel):

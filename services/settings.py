@@ -31,6 +31,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from fastervlm_video.config import DEFAULT_KEEP_RATIO, DEFAULT_NUM_FRAMES, MediaLimits, SamplingParams
 from fastervlm_video.errors import InvalidRequestError
+from services.tenants import ApiKey, Keyring, Tenant, parse_api_keys, read_api_keys
 from services.url_policy import UrlPolicy, parse_host_rule
 
 __all__ = ["STAGES", "Settings", "StageName", "StageSettings", "load_settings", "settings_table"]
@@ -73,7 +74,20 @@ def _networks(value: object) -> object:
     return items
 
 
+def _api_keys(value: object) -> object:
+    """``key:tenant`` items as digests, so that no key is ever in a setting."""
+    items = _split(value)
+    if not isinstance(items, list | tuple):
+        return items
+    keys = parse_api_keys(item for item in items if isinstance(item, str))
+    given = tuple(item for item in items if isinstance(item, ApiKey))
+    if isinstance(value, str) and not keys:
+        raise ValueError("holds no key; write key:tenant, or leave it unset")
+    return given + keys
+
+
 HostList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_rules)]
+KeyList = Annotated[tuple[InstanceOf[ApiKey], ...], NoDecode, BeforeValidator(_api_keys)]
 NetworkList = Annotated[
     tuple[InstanceOf[IPv4Network] | InstanceOf[IPv6Network], ...], NoDecode, BeforeValidator(_networks)
 ]
@@ -128,6 +142,7 @@ class Settings(BaseSettings):
         populate_by_name=True,
         frozen=True,
         extra="ignore",
+        hide_input_in_errors=True,
     )
 
     model: str = Field(default="mini", min_length=1, description="`mini`, a checkpoint's folder, or a Hugging Face id.")
@@ -149,6 +164,16 @@ class Settings(BaseSettings):
         "unset: `fastervlm-video-<uid>` in the system's temporary folder.",
     )
 
+    api_keys: KeyList = Field(
+        default=(),
+        repr=False,
+        description="Keys that open `/v1`, each with its tenant: `key:tenant` or `sha256:<digest of the key>:tenant`, "
+        "separated by commas. Neither these nor a file: no key is asked for.",
+    )
+    api_keys_file: Path | None = Field(
+        default=None, description="File with more of them, one per line, read when an Api replica starts."
+    )
+
     redis_url: Annotated[str | None, AfterValidator(_shared_redis)] = Field(
         default=None,
         repr=False,
@@ -159,7 +184,7 @@ class Settings(BaseSettings):
     cache_ttl_seconds: float = Field(default=24 * 3600.0, gt=0, description="Lifetime of cached tokens.")
     cache_max_memory_bytes: int = Field(default=_GIB // 2, ge=1024**2, description="Memory of the Redis of our own.")
     tenant_salt: SecretStr = Field(
-        default=SecretStr(""), description="Mixed into cache keys, so that tenants sharing a Redis share no entries."
+        default=SecretStr(""), description="Mixed into cache keys, so that services sharing a Redis share no entries."
     )
 
     blob_url: str | None = Field(
@@ -175,13 +200,16 @@ class Settings(BaseSettings):
     min_keep_ratio: float = Field(default=0.01, gt=0, le=1, description="Smallest share a request may ask for.")
     default_num_frames: int = Field(default=DEFAULT_NUM_FRAMES, ge=1, description="Frames looked at, by default.")
     max_num_frames: int = Field(default=_LIMITS.max_num_frames, ge=1, description="Most frames a request may ask for.")
-    max_question_chars: int = Field(default=4000, ge=1, description="Longest question.")
+    max_question_chars: int = Field(default=4000, ge=1, description="Longest question, or message of a conversation.")
     default_answer_tokens: int = Field(
         default=SamplingParams().max_tokens, ge=1, description="Longest answer, by default."
     )
     max_answer_tokens: int = Field(default=1024, ge=1, description="Longest answer a request may ask for.")
 
     max_upload_bytes: int = Field(default=_LIMITS.max_bytes, ge=1, description="Largest video, uploaded or fetched.")
+    max_inline_bytes: int = Field(
+        default=16 * 1024**2, ge=1, description="Largest video inside a chat request, as a `data:` URL."
+    )
     max_duration_seconds: float = Field(default=_LIMITS.max_duration_seconds, gt=0, description="Longest video.")
     max_pixels_per_frame: int = Field(
         default=_LIMITS.max_pixels_per_frame, ge=1, description="Largest frame, width times height."
@@ -244,6 +272,24 @@ class Settings(BaseSettings):
     def salt(self) -> bytes:
         """``tenant_salt`` as cache keys take it."""
         return self.tenant_salt.get_secret_value().encode()
+
+    def keyring(self) -> Keyring:
+        """The API keys, those in the file included.
+
+        Raises:
+            InvalidRequestError: the file cannot be used, or a key stands for two tenants.
+        """
+        more = read_api_keys(self.api_keys_file) if self.api_keys_file is not None else ()
+        return Keyring((*self.api_keys, *more), self.salt)
+
+    def tenant(self, name: str) -> Tenant:
+        """A tenant by its name."""
+        return Tenant.of(name, self.salt)
+
+    @property
+    def inline_limit_bytes(self) -> int:
+        """Largest video that may come inside a chat request."""
+        return min(self.max_inline_bytes, self.max_upload_bytes)
 
     def media_limits(self) -> MediaLimits:
         """The bounds for decoding."""
@@ -318,7 +364,7 @@ def _describe(problem: Any) -> str:
     if not location:
         return message
     name = _variable(location)
-    secret = name.endswith(("REDIS_URL", "TENANT_SALT"))
+    secret = name.endswith(("REDIS_URL", "TENANT_SALT", "API_KEYS"))
     got = "" if secret or isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
     return f"{name}: {message}{got}"
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Literal
 
 from fastervlm_video.config import FrameResize, FrameSampling, PruneSpec, SamplingParams
 from fastervlm_video.media import FrameBatch
+from services.tenants import ANONYMOUS
 
-if TYPE_CHECKING:  # the cache brings torch along, which the Decoder has no use for
+if TYPE_CHECKING:  # these bring torch along, which the Decoder has no use for
     from fastervlm_video.cache import CacheKey
+    from fastervlm_video.language import Message
 
 __all__ = [
     "AnswerDone",
@@ -39,11 +41,13 @@ class DecodeOrder:
         digest: SHA-256 of the stored video.
         sampling: which frames.
         resize: the model's resize and crop, done while decoding so that memory stays bounded.
+        owner: name of the tenant whose video it is.
     """
 
     digest: str
     sampling: FrameSampling
     resize: FrameResize
+    owner: str = ANONYMOUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +72,14 @@ class EncodeOrder:
         key: cache key of the result.
         prune: method and budget.
         fingerprint: the tower that the asker means; another one is refused.
+        owner: name of the tenant whose video it is.
     """
 
     digest: str
     key: "CacheKey"
     prune: PruneSpec
     fingerprint: str
+    owner: str = ANONYMOUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +101,7 @@ class AnswerOrder:
 
     Attributes:
         request_id: unique among requests in flight.
-        question: the user's text.
+        messages: the conversation, which ends with the question.
         key: where the tokens are cached.
         tokens_per_frame: the budget; a larger entry is cut to it.
         fingerprint: the tower that the asker means.
@@ -103,7 +109,7 @@ class AnswerOrder:
     """
 
     request_id: str
-    question: str
+    messages: "tuple[Message, ...]"
     key: "CacheKey"
     tokens_per_frame: int
     fingerprint: str
@@ -148,7 +154,7 @@ class AnswerDone:
     """From the Generator, last.
 
     Attributes:
-        finish_reason: ``stop`` at an end-of-sequence token, ``length`` at the token limit.
+        finish_reason: ``stop`` at an end-of-sequence token or a stop string, ``length`` at the token limit.
         prompt_tokens: positions of the prompt, visual tokens included.
         completion_tokens: tokens generated.
         cached_tokens: prompt positions whose keys and values were reused.

@@ -6,10 +6,13 @@ from dataclasses import asdict, dataclass
 
 from fastervlm_video.errors import VideoNotFoundError
 
-__all__ = ["DIGEST", "StoredBlob", "file_id", "parse_file_id", "shown_name"]
+__all__ = ["DEFAULT_PURPOSE", "DIGEST", "StoredBlob", "file_id", "is_file_id", "parse_file_id", "shown_name"]
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 """A SHA-256 as it may stand in a path; match it with ``fullmatch``."""
+
+DEFAULT_PURPOSE = "user_data"
+"""What a file is for if its uploader did not say."""
 
 _FILE_ID_PREFIX = "file-"
 _MAX_FILENAME_CHARS = 255
@@ -18,6 +21,11 @@ _MAX_FILENAME_CHARS = 255
 def file_id(digest: str) -> str:
     """The public id of a blob: ``file-`` and its SHA-256."""
     return f"{_FILE_ID_PREFIX}{digest}"
+
+
+def is_file_id(text: str) -> bool:
+    """Whether this is written like a public id, right or wrong, and not like a URL."""
+    return text.startswith(_FILE_ID_PREFIX)
 
 
 def parse_file_id(text: str) -> str:
@@ -42,6 +50,8 @@ class StoredBlob:
         created_at: first upload, seconds since 1970.
         expires_at: when it may be removed, seconds since 1970.
         filename: last part of the name it was first uploaded under; for show only.
+        owner: name of the tenant whose file it is.
+        purpose: what its uploader said that it is for; for show only.
     """
 
     digest: str
@@ -49,20 +59,27 @@ class StoredBlob:
     created_at: int
     expires_at: int
     filename: str
+    owner: str = ""
+    purpose: str = DEFAULT_PURPOSE
 
     @classmethod
-    def from_json(cls, data: bytes, *, digest: str) -> "StoredBlob":
+    def from_json(cls, data: bytes, *, digest: str | None = None, owner: str = "") -> "StoredBlob":
         """Read a sidecar.
 
+        Args:
+            data: its content.
+            digest: the blob that it must be of; None takes any.
+            owner: the owner whose it must be.
+
         Raises:
-            ValueError: it is damaged, or describes another blob.
+            ValueError: it is damaged, or describes another blob or that of another owner.
         """
         try:
             blob = cls(**json.loads(data))
         except TypeError as exc:
             raise ValueError(str(exc)) from exc
         kinds = {name: type(value) for name, value in asdict(blob).items()}
-        if kinds != cls.__annotations__ or blob.digest != digest:
+        if kinds != cls.__annotations__ or (blob.digest, blob.owner) != (digest or blob.digest, owner):
             raise ValueError(f"unexpected content: {blob}")
         return blob
 

@@ -29,6 +29,9 @@ INFINITY, NAN = float("inf"), float("nan")
         *((kind, {"seed": bad}, f"seed .* got {bad}") for kind in (PruneSpec, SamplingParams) for bad in (-1, 2**63)),
         (SamplingParams, {"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
         *((SamplingParams, {"temperature": bad}, f"temperature .* got {bad}") for bad in (-0.1, 2.1, INFINITY, NAN)),
+        (SamplingParams, {"stop": tuple("abcde")}, "at most 4 stop strings are possible, got 5"),
+        (SamplingParams, {"stop": ("a", "")}, "1 to 256 characters, got 0"),
+        (SamplingParams, {"stop": ("x" * 257,)}, "1 to 256 characters, got 257"),
         *((SamplingParams, {"top_p": bad}, f"top_p .* got {bad}") for bad in (0.0, 1.1, NAN)),
     ],
 )
@@ -43,6 +46,7 @@ def test_what_is_out_of_range_is_refused_with_the_value(kind: type[Any], values:
         (PruneSpec, {"keep_ratio": 1.0}),
         (PruneSpec, {"seed": 2**63 - 1}),
         (SamplingParams, {"temperature": 2.0, "top_p": 1.0, "seed": 0, "max_tokens": 1}),
+        (SamplingParams, {"stop": ("a", "b", "c", "x" * 256)}),
         (FrameResize, {}),
         (FrameSampling, {"num_frames": 1}),
     ],

@@ -60,6 +60,14 @@ def test_every_class_says_what_it_is_for(cls: type[FasterVLMError]) -> None:
     assert vars(cls)["__doc__"]
 
 
+def test_the_parameter_at_fault_is_sent_along() -> None:
+    error = errors.InvalidRequestError("seed must not be negative", param="seed")
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        received = pickle.loads(pickle.dumps(error, protocol))
+        assert (received.message, received.param) == (error.message, "seed")
+    assert errors.InvalidRequestError("no field in particular").param is None
+
+
 def test_bad_parameters_are_value_errors_too() -> None:
     assert issubclass(errors.InvalidRequestError, ValueError)
 

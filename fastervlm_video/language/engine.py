@@ -159,7 +159,7 @@ class Finished:
     """The answer is complete.
 
     Attributes:
-        finish_reason: ``stop`` if the model ended it, ``length`` if ``max_tokens`` did.
+        finish_reason: ``stop`` if the model or a stop string ended it, ``length`` if ``max_tokens`` did.
         usage: tokens.
         timings: seconds.
         token_ids: all generated ids, the end-of-answer token included.

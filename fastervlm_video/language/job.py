@@ -20,6 +20,7 @@ from fastervlm_video.language.engine import (
     TextDelta,
     Usage,
 )
+from fastervlm_video.language.stop import StopMatcher
 
 __all__ = ["Job"]
 
@@ -50,6 +51,7 @@ class Job:
         self._end_ids = end_ids
         self._on_cancel = on_cancel
         self._detokenizer = Detokenizer(tokenizer)
+        self._stop = StopMatcher(request.sampling.stop)
         self._token_ids: list[int] = []
         self._reported = 0  # tokens whose text has been sent
         self._lock = threading.Lock()  # guards _ended
@@ -103,12 +105,15 @@ class Job:
         if token_id in self._end_ids:
             self._finish("stop")
             return
-        self._tell_text(self._detokenizer.push(token_id))
-        if len(self._token_ids) == self.request.sampling.max_tokens:
+        self._tell_text(self._stop.push(self._detokenizer.push(token_id)))
+        if self._stop.stopped:
+            self._finish("stop")
+        elif len(self._token_ids) == self.request.sampling.max_tokens:
             self._finish("length")
 
     def _finish(self, reason: FinishReason) -> None:
-        self._tell_text(self._detokenizer.flush())
+        self._tell_text(self._stop.push(self._detokenizer.flush()) + self._stop.flush())
+        reason = "stop" if self._stop.stopped else reason  # what was held back may complete a stop string
         prompt = self.request.prompt
         timings = EngineTimings(self._queued_seconds, self._ttft_seconds, total_seconds=self._elapsed())
         usage = Usage(len(prompt), prompt.num_visual, len(self._token_ids))

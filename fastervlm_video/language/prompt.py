@@ -15,21 +15,21 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from fastervlm_video.errors import CheckpointError, ContextLengthError, InvalidRequestError
 
-__all__ = ["VICUNA_CHAT_TEMPLATE", "VIDEO_TOKEN", "Message", "Prompt", "PromptBuilder", "check_context"]
+__all__ = ["VICUNA_CHAT_TEMPLATE", "VIDEO_TOKEN", "Message", "Prompt", "PromptBuilder", "Role", "check_context"]
 
 VIDEO_TOKEN = "<video>"  # noqa: S105 - a placeholder, not a password
 
 # Vicuna 1.1, in which Video-LLaVA was trained; used where a checkpoint brings no template of its own.
 VICUNA_CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ message['role'].upper() + ': ' }}"
+    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
     "{% for part in message['content'] %}{% if part['type'] == 'video' %}{{ '<video>\n' }}{% endif %}{% endfor %}"
     "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{{ eos_token or '' if message['role'] == 'assistant' else ' ' }}"
@@ -41,11 +41,17 @@ _PROBE_TEXT = "probe"
 _ALLOWED_CONTROLS = "\t\n\r"
 
 
+Role: TypeAlias = Literal["system", "user", "assistant"]
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation about a video; the video itself belongs to the first one."""
+    """One turn of a conversation about a video, or the instructions before it (``system``).
 
-    role: Literal["user", "assistant"]
+    The video itself belongs to the user's first turn.
+    """
+
+    role: Role
     text: str
 
 
@@ -147,7 +153,8 @@ class PromptBuilder:
         """The prompt of a conversation about one video.
 
         Args:
-            messages: turns, beginning and ending with the user's; blanks around each text are removed.
+            messages: turns, beginning and ending with the user's, after instructions of role ``system`` if there
+                are any; blanks around each text are removed.
             num_visual_tokens: how many visual tokens the video was turned into.
 
         Returns:
@@ -155,13 +162,16 @@ class PromptBuilder:
 
         Raises:
             InvalidRequestError: a text is empty or contains a reserved token, a control character or half a
-                surrogate pair; or the turns do not alternate.
+                surrogate pair; the turns do not alternate; or the chat format has no place for one of them.
         """
         roles = [message.role for message in messages]
-        if len(roles) % 2 == 0 or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-            raise InvalidRequestError(f"turns must alternate from user to user, got {roles}")
+        turns = roles[1:] if roles[:1] == ["system"] else roles
+        if len(turns) % 2 == 0 or turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+            raise InvalidRequestError(
+                f"turns must alternate from user to user, with at most one system message before them, got {roles}"
+            )
         texts = [self._checked_text(message.text) for message in messages]
-        ids = self._tokenize(self._render(roles, texts))
+        ids = self._tokenize(self._render_chat(roles, texts))
         self._check_no_injection(ids, roles)
         cut = ids.index(self._video_id)
         return Prompt(tuple(ids[:cut]), num_visual_tokens, tuple(ids[cut + 1 :]))
@@ -182,7 +192,20 @@ class PromptBuilder:
             )
         return stripped
 
-    def _check_no_injection(self, ids: list[int], roles: list[Literal["user", "assistant"]]) -> None:
+    def _render_chat(self, roles: Sequence[Role], texts: Sequence[str]) -> str:
+        """Render, and see to it that the template has left nothing out."""
+        try:
+            rendered = self._render(roles, texts)
+        except CheckpointError as error:  # a single question can be laid out, so it is the conversation's form
+            raise InvalidRequestError(f"the model's chat format has no place for {list(roles)}: {error}") from error
+        missing = [role for role, text in zip(roles, texts, strict=True) if text not in rendered]
+        if missing:
+            raise InvalidRequestError(
+                f"the model's chat format has no place for a {missing[0]} message; put its text into the question"
+            )
+        return rendered
+
+    def _check_no_injection(self, ids: list[int], roles: Sequence[Role]) -> None:
         """Whatever a tokenizer's normaliser makes of a text: no reserved id beyond those of the chat format."""
         expected = self._count_reserved(self._tokenize(self._render(roles, [_PROBE_TEXT] * len(roles))))
         extra = self._count_reserved(ids) - expected
@@ -195,8 +218,9 @@ class PromptBuilder:
 
     def _render(self, roles: Sequence[str], texts: Sequence[str]) -> str:
         conversation: list[dict[str, Any]] = []  # annotated as dict[str, str] where it goes, but lists are meant
+        first = list(roles).index("user")
         for turn, (role, text) in enumerate(zip(roles, texts, strict=True)):
-            content = [{"type": "video"}] if turn == 0 else []
+            content = [{"type": "video"}] if turn == first else []
             conversation.append({"role": role, "content": [*content, {"type": "text", "text": text}]})
         try:
             rendered = self._tokenizer.apply_chat_template(

@@ -16,6 +16,7 @@ from services.run import running_service
 from services.settings import Settings, load_settings
 
 MAX_UPLOAD_BYTES = 64 * 1024**2
+MAX_INLINE_BYTES = 2 * 1024**2
 MAX_IN_FLIGHT = 24
 TIMEOUT_SECONDS = 60.0
 
@@ -75,8 +76,9 @@ def read_events(response: httpx.Response) -> list[tuple[str, Any]]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder, video_host = tmp_path_factory.mktemp("service"), f"127.0.0.1:{free_port()}"
     with pytest.MonkeyPatch.context() as patch:
-        # The proxy, in another process, reads its limit from the environment.
+        # The proxy, in another process, reads its limits from the environment.
         patch.setenv("FASTERVLM_MAX_UPLOAD_BYTES", str(MAX_UPLOAD_BYTES))
+        patch.setenv("FASTERVLM_MAX_INLINE_BYTES", str(MAX_INLINE_BYTES))
         settings = load_settings(
             runtime_dir=folder / "run",
             port=free_port(),

@@ -47,7 +47,16 @@ def test_models_and_health(service: Service) -> None:
 def test_documentation_pages(service: Service) -> None:
     assert service.client.get("/docs").status_code == 200
     schema = service.client.get("/openapi.json").json()
-    assert {"/v1/ask", "/v1/files", "/v1/files/{id}", "/v1/models", "/healthz", "/readyz"} == set(schema["paths"])
+    assert set(schema["paths"]) == {
+        "/v1/ask",
+        "/v1/chat/completions",
+        "/v1/files",
+        "/v1/files/{id}",
+        "/v1/models",
+        "/v1/models/{id}",
+        "/healthz",
+        "/readyz",
+    }
     body = schema["paths"]["/v1/ask"]["post"]["requestBody"]["content"]
     assert body["application/json"]["examples"]
     assert "file" in body["multipart/form-data"]["schema"]["properties"]

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fastervlm_video.errors import CheckpointError, ContextLengthError, InvalidRequestError
 from fastervlm_video.language import Message, Prompt, PromptBuilder, check_context
+from fastervlm_video.language.prompt import Role
 from fastervlm_video.mini.vocabulary import CHAT_TEMPLATE, build_tokenizer
 from tests.language.toys import byte_level_tokenizer, sentencepiece_tokenizer
 
@@ -169,9 +170,66 @@ def test_several_turns() -> None:
     assert with_placeholders(prompt, tokenizer.get_vocab()["<video>"]) == tokenizer(text)["input_ids"]
 
 
-@pytest.mark.parametrize("roles", [[], ["assistant"], ["user", "assistant"], ["user", "user", "user"]])
-def test_turns_must_alternate(roles: list[str]) -> None:
-    turns = [Message("user" if role == "user" else "assistant", "a") for role in roles]
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        (None, "be short USER: <video><video>"),
+        (CHAT_TEMPLATE, "SYSTEM: be short USER: <video><video>"),
+    ],
+)
+def test_instructions_come_before_the_video(template: str | None, written: str) -> None:
+    tokenizer = TOKENIZERS["byte-level"]
+    builder = PromptBuilder(tokenizer, chat_template=template)
+    prompt = builder.build_chat([Message("system", " be short"), Message("user", "why")], 2)
+    ids = with_placeholders(prompt, tokenizer.get_vocab()["<video>"])
+    assert ids[: len(prompt.ids_before) + 2] == tokenizer(written)["input_ids"]
+    plain = builder.build("why", 2)
+    assert prompt.ids_after == plain.ids_after
+    assert len(prompt.ids_before) > len(plain.ids_before)
+
+
+@pytest.mark.parametrize(
+    ("template", "turns"),
+    [
+        (
+            "<video>{% for m in messages %}{% if m['role'] != 'system' %}"
+            "{{ m['content'][-1]['text'] }}{% endif %}{% endfor %}",
+            [Message("system", "be short"), Message("user", "why")],
+        ),
+        (
+            "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+            "<video>{{ messages[0]['content'][-1]['text'] }}",
+            [Message("system", "be short"), Message("user", "why")],
+        ),
+        (
+            "<video>{{ messages[0]['content'][-1]['text'] }}",
+            [Message("user", "why"), Message("assistant", "so"), Message("user", "when")],
+        ),
+    ],
+    ids=["left out", "raises", "first turn only"],
+)
+def test_what_a_chat_format_has_no_place_for_is_refused(template: str, turns: list[Message]) -> None:
+    builder = PromptBuilder(TOKENIZERS["byte-level"], chat_template=template)
+    assert builder.build("why", 1)
+    with pytest.raises(InvalidRequestError, match="has no place for"):
+        builder.build_chat(turns, 1)
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        [],
+        ["assistant"],
+        ["user", "assistant"],
+        ["user", "user", "user"],
+        ["system"],
+        ["system", "system", "user"],
+        ["user", "system", "user"],
+        ["system", "assistant", "user"],
+    ],
+)
+def test_turns_must_alternate(roles: list[Role]) -> None:
+    turns = [Message(role, "a") for role in roles]
     with pytest.raises(InvalidRequestError, match="alternate"):
         PromptBuilder(build_tokenizer()).build_chat(turns, 2)
 

@@ -3,6 +3,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -138,6 +139,39 @@ def test_a_client_that_leaves_before_its_body_is_sent_gives_its_place_back(serve
         client.sendall(f"POST {WORK}?read HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nonly this".encode())
         server.wait_for(1)
     server.wait_for(0)
+
+
+async def counted(headers: dict[str, str], **options: Any) -> bool:
+    """Whether a request with these headers takes a place, of which there is none."""
+    passed = []
+
+    async def inner(scope: object, receive: object, send: object) -> None:
+        passed.append(scope)
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: object) -> None:
+        pass
+
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": WORK, "headers": raw}
+    await AdmissionMiddleware(inner, admission=Admission(0), paths=[WORK], **options)(scope, receive, send)
+    return not passed
+
+
+@pytest.mark.parametrize(
+    ("headers", "counts"),
+    [
+        ({"content-length": "100"}, False),
+        ({"content-length": "101"}, True),
+        ({"transfer-encoding": "chunked"}, True),
+        ({"content-length": "nonsense"}, True),
+    ],
+)
+async def test_small_bodies_may_go_uncounted(headers: dict[str, str], counts: bool) -> None:
+    assert await counted(headers, larger_than_bytes=100) is counts
+    assert await counted(headers) is True
 
 
 async def test_what_is_not_http_passes() -> None:

@@ -18,6 +18,7 @@ from fastervlm_video.errors import (
     OverloadedError,
     UnavailableError,
 )
+from fastervlm_video.language import Message
 from fastervlm_video.plan import ModelFacts
 from services import answering as module
 from services.answering import AnswerEvent, Answering, Question, VideoReady
@@ -101,7 +102,8 @@ def cache() -> TokenCache:
 @pytest.fixture
 def question(facts: ModelFacts) -> Question:
     sampling, prune = FrameSampling(1), PruneSpec(keep_tokens=3)
-    return Question("r", "0" * 64, "What?", sampling, prune, facts.plan("0" * 64, sampling, prune), SamplingParams())
+    plan, asked = facts.plan("0" * 64, sampling, prune), (Message("user", "What?"),)
+    return Question("r", "0" * 64, "", asked, sampling, prune, plan, SamplingParams())
 
 
 @pytest.fixture(autouse=True)

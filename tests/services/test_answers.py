@@ -18,6 +18,7 @@ from services.answers import (
     server_sent_events,
     within_deadline,
 )
+from services.ask import AskDialect
 from services.stages import AnswerDone, AnswerText, TokensReady
 from tests.services.live import serve_asgi, wait_until
 
@@ -37,16 +38,18 @@ DONE = AnswerDone(
     finish_reason="stop",
     prompt_tokens=30,
     completion_tokens=3,
-    cached_tokens=0,
+    cached_tokens=7,
     seconds={"first_token": 0.25, "generate": 0.5},
 )
 WHOLE: list[AnswerEvent] = [READY, AnswerText("a red"), AnswerText(" square"), DONE]
 
 
 def new_builder() -> AnswerBuilder:
-    return AnswerBuilder(
-        request_id="r1", model="a-model", digest=DIGEST, fetch_seconds=0.111111, begin=time.perf_counter()
-    )
+    return AnswerBuilder(digest=DIGEST, fetch_seconds=0.111111, begin=time.perf_counter())
+
+
+def new_dialect() -> AskDialect:
+    return AskDialect(request_id="r1", model="a-model")
 
 
 class Source:
@@ -73,8 +76,9 @@ def test_the_builder_gathers_the_whole_answer() -> None:
     builder = new_builder()
     assert [builder.add(event) for event in WHOLE[:-1]] == [None] * 3
     before = time.time()
-    answer = builder.add(DONE)
-    assert answer is not None
+    complete = builder.add(DONE)
+    assert complete is not None
+    answer = new_dialect().whole(complete)
     assert int(before) <= answer.created <= time.time()
     total = answer.video.seconds.pop("total")
     assert 0 <= total < 60
@@ -84,7 +88,12 @@ def test_the_builder_gathers_the_whole_answer() -> None:
         "model": "a-model",
         "answer": "a red square",
         "finish_reason": "stop",
-        "usage": {"prompt_tokens": 30, "completion_tokens": 3, "total_tokens": 33},
+        "usage": {
+            "prompt_tokens": 30,
+            "completion_tokens": 3,
+            "total_tokens": 33,
+            "prompt_tokens_details": {"cached_tokens": 7},
+        },
         "video": {
             "file_id": f"file-{DIGEST}",
             "frames": 2,
@@ -104,7 +113,7 @@ def test_an_answer_without_words() -> None:
     builder.add(READY)
     answer = builder.add(DONE)
     assert answer is not None
-    assert answer.answer == ""
+    assert answer.text == ""
 
 
 async def test_events_in_time_pass_unchanged() -> None:
@@ -170,7 +179,7 @@ async def test_a_cancelled_request_closes_the_source() -> None:
 async def test_collecting() -> None:
     source = Source(*WHOLE)
     answer = await collect_answer(source(), new_builder())
-    assert (answer.answer, answer.finish_reason) == ("a red square", "stop")
+    assert (answer.text, answer.finish_reason) == ("a red square", "stop")
     assert source.closed
 
 
@@ -197,7 +206,9 @@ def parse(text: str) -> list[tuple[str, Any]]:
 async def streamed(source: Source) -> list[tuple[str, Any]]:
     events = source()
     first = await anext(events)
-    return parse("".join([text async for text in server_sent_events(first, events, new_builder(), "r1")]))
+    return parse(
+        "".join([text async for text in server_sent_events(first, events, new_builder(), new_dialect(), "r1")])
+    )
 
 
 async def test_a_streamed_answer() -> None:
@@ -250,7 +261,7 @@ class Server:
         first = await anext(events)
         while self.wait_for_leaving and (await receive())["type"] != "http.disconnect":
             pass
-        content = server_sent_events(first, events, new_builder(), "r1")
+        content = server_sent_events(first, events, new_builder(), new_dialect(), "r1")
         await EventStreamResponse(content, events)(scope, receive, send)
 
 
@@ -303,7 +314,7 @@ async def test_a_connection_that_breaks_while_sending_closes_the_source() -> Non
         await asyncio.sleep(30)
         return {"type": "http.disconnect"}
 
-    content = server_sent_events(await anext(events), events, new_builder(), "r1")
+    content = server_sent_events(await anext(events), events, new_builder(), new_dialect(), "r1")
     scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}}
     with pytest.raises(ClientDisconnect):
         await EventStreamResponse(content, events)(scope, receive, send)

@@ -173,10 +173,85 @@ def test_expired_blobs_are_gone_and_swept(store: BlobStore, url: str, clock: Clo
     with pytest.raises(VideoNotFoundError, match="expired"):
         store.stat(old.digest)
     assert store.delete("0" * 64) is False
-    assert store.sweep() == [old.digest]
+    assert [blob.digest for blob in store.sweep()] == [old.digest]
     assert store.sweep() == []
     assert digests(url) == sorted([renewed.digest, young.digest])
     assert store.used_bytes() == len(b"renewedyoung") + 2 * OVERHEAD_BYTES
+
+
+def test_every_owner_has_a_copy_and_sees_no_other(store: BlobStore, url: str) -> None:
+    owners = ("", "acme", "beta", "ab", "objects")
+    for owner in owners:
+        with pytest.raises(VideoNotFoundError):
+            store.stat(hashlib.sha256(b"same").hexdigest(), owner=owner)
+        store.put(io.BytesIO(b"same"), filename=f"{owner}.mp4", owner=owner, purpose="vision")
+    assert store.used_bytes() == len(owners) * (4 + OVERHEAD_BYTES)
+    digest = hashlib.sha256(b"same").hexdigest()
+    for owner in owners:
+        blob = store.stat(digest, owner=owner)
+        assert (blob.owner, blob.filename, blob.purpose) == (owner, f"{owner}.mp4", "vision")
+        assert store.all_of(owner) == [blob]
+        with store.open_local(digest, owner=owner) as file:
+            assert file.read() == b"same"
+    assert store.delete(digest, owner="nobody") is False
+    assert store.delete(digest, owner="acme") is True
+    with pytest.raises(VideoNotFoundError):
+        store.stat(digest, owner="acme")
+    assert [store.stat(digest, owner=owner).owner for owner in ("", "beta")] == ["", "beta"]
+    assert store.used_bytes() == 4 * (4 + OVERHEAD_BYTES)
+    assert len([path for path in paths(url) if path.startswith("tenants/")]) == 2 * 3
+
+
+@pytest.mark.parametrize("owner", ["..", ".", "a/b", "/etc", "Acme", "a" * 65, "ä", "a\n"])
+def test_only_names_of_tenants_reach_a_path(store: BlobStore, url: str, owner: str) -> None:
+    with pytest.raises(VideoNotFoundError, match="no tenant"):
+        store.put(io.BytesIO(b"x"), filename="x", owner=owner)
+    with pytest.raises(VideoNotFoundError, match="no tenant"):
+        store.stat("0" * 64, owner=owner)
+    with pytest.raises(VideoNotFoundError, match="no tenant"):
+        store.all_of(owner)
+    assert [path for path in paths(url) if path.startswith(("objects/", "tenants/", "incoming/"))] == []
+
+
+def test_a_description_of_another_owner_is_not_believed(store: BlobStore, url: str) -> None:
+    digest = store.put(io.BytesIO(b"x"), filename="x", owner="acme").digest
+    fs, root = fsspec.url_to_fs(url)
+    put(store, b"x")
+    theirs = fs.cat_file(f"{root}/tenants/acme/{digest[:2]}/{digest}.json")
+    fs.pipe_file(f"{root}/objects/{digest[:2]}/{digest}.json", theirs)
+    with pytest.raises(VideoNotFoundError):
+        store.stat(digest)
+    assert store.all_of("") == []
+
+
+def test_files_are_listed_with_the_newest_first(store: BlobStore, clock: Clock) -> None:
+    assert store.all_of("") == []
+    old = put(store, b"old")
+    clock.now += 60
+    young, other = put(store, b"young"), put(store, b"other")
+    assert store.all_of("") == [*sorted([young, other], key=lambda blob: blob.digest), old]
+    clock.now += 50
+    assert old not in store.all_of("")
+    assert len(store.all_of("")) == 2
+
+
+def test_what_was_stored_before_there_were_owners_is_still_there(store: BlobStore, url: str) -> None:
+    blob = put(store, b"content")
+    fs, root = fsspec.url_to_fs(url)
+    path = f"{root}/objects/{blob.digest[:2]}/{blob.digest}.json"
+    known = json.loads(fs.cat_file(path))
+    fs.pipe_file(path, json.dumps({k: v for k, v in known.items() if k not in {"owner", "purpose"}}).encode())
+    assert store.stat(blob.digest) == blob
+    assert store.all_of("") == [blob]
+
+
+def test_expired_files_of_all_owners_are_swept(store: BlobStore, url: str, clock: Clock) -> None:
+    for owner in ("", "acme"):
+        store.put(io.BytesIO(b"x"), filename="x", owner=owner)
+    clock.now += TTL + 1
+    assert sorted(blob.owner for blob in store.sweep()) == ["", "acme"]
+    assert [path for path in paths(url) if path.startswith(("objects/", "tenants/"))] == []
+    assert store.used_bytes() == 0
 
 
 def test_the_quota_holds_to_the_byte(url: str, clock: Clock) -> None:

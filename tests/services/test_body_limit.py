@@ -20,6 +20,7 @@ from tests.services.live import serve_asgi
 
 SMALL = 1000
 UPLOAD = 50_000
+INLINE = 10_000  # bytes, of which each three take four characters
 MIB = 1024**2
 MULTIPART = {"content-type": "multipart/form-data; boundary=b"}
 
@@ -59,12 +60,21 @@ def make_app(seen: Seen, upload_limit_bytes: int = UPLOAD) -> BodyLimitMiddlewar
             return f"swallowed {type(exc).__name__}"
         return "all"
 
+    @app.post("/inline")
+    async def inline(request: Request) -> int:
+        return len(await request.body())
+
     @app.post("/unread")
     async def unread() -> str:
         return "fine"
 
     return BodyLimitMiddleware(
-        app, upload_limit_bytes=upload_limit_bytes, upload_paths={"/v1/files"}, small_limit_bytes=SMALL
+        app,
+        upload_limit_bytes=upload_limit_bytes,
+        upload_paths={"/v1/files"},
+        inline_limit_bytes=INLINE,
+        inline_paths={"/inline"},
+        small_limit_bytes=SMALL,
     )
 
 
@@ -95,6 +105,9 @@ def assert_refused(response: httpx.Response) -> None:
         ("/v1/files", {"content-type": "multipart/form-datax"}, SMALL),
         ("/v1/files", {}, SMALL),
         ("/unread", MULTIPART, SMALL),
+        ("/inline", {"content-type": "application/json"}, 13_336 + SMALL),
+        ("/inline", MULTIPART, SMALL),
+        ("/inline", {}, SMALL),
     ],
 )
 def test_each_path_and_kind_has_its_limit_to_the_byte(

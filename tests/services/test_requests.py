@@ -1,3 +1,5 @@
+import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -12,18 +14,23 @@ import pytest
 from fastapi import FastAPI, Request
 
 from fastervlm_video.config import DEFAULT_METHOD, FrameSampling, PruneSpec, SamplingParams
-from fastervlm_video.errors import InvalidRequestError, UrlNotAllowedError, VideoNotFoundError
+from fastervlm_video.errors import InvalidRequestError, PayloadTooLargeError, UrlNotAllowedError, VideoNotFoundError
+from fastervlm_video.language import Message
 from fastervlm_video.prune import get_method, method_names, registry
 from services.http_errors import install_error_handlers
+from services.inquiry import Choices, InlineVideo, Inquiry, RemoteVideo, StoredVideo, choose
 from services.live import LiveConfig
-from services.requests import Choices, VideoIntake, choose, read_ask
-from services.schemas import AskRequest
+from services.requests import VideoIntake, read_ask
 from services.settings import Settings, load_settings
 from services.stores import open_blob_store
+from services.tenants import Tenant
+from services.uploads import SpooledFile
 from tests.services.live import QuietHandler, serve_asgi, serve_http
 
 PATCHES = 64
 MAX_FILE = 1024**2
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Inquiry)}
+ME = Tenant("me", b"")
 DIGEST = hashlib.sha256(b"video").hexdigest()
 LIVE = LiveConfig(
     default_keep_ratio=0.25,
@@ -37,7 +44,7 @@ LIVE = LiveConfig(
 
 
 def chosen(live: LiveConfig = LIVE, question: str = "What?", **fields: Any) -> Choices:
-    return choose(AskRequest(question=question, file_id=f"file-{DIGEST}", **fields), live, PATCHES)
+    return choose(Inquiry((Message("user", question),), StoredVideo(f"file-{DIGEST}"), **fields), live, PATCHES)
 
 
 def test_defaults_are_the_servers() -> None:
@@ -132,9 +139,12 @@ def make_app(settings: Settings) -> FastAPI:
 
     @app.post("/")
     async def ask(request: Request) -> dict[str, object]:
-        async with read_ask(request, settings) as (ask, file):
-            content = None if file is None else file.file.read().decode("latin-1")
-            return {"ask": ask.model_dump(exclude_defaults=True), "file": content}
+        async with read_ask(request, settings) as inquiry:
+            found = {field.name: getattr(inquiry, field.name) for field in dataclasses.fields(Inquiry)}
+            video, (message,) = found.pop("video"), found.pop("messages")
+            said = {name: value for name, value in found.items() if value != DEFAULTS[name]}
+            content = video.file.read().decode("latin-1") if isinstance(video, SpooledFile) else str(video)
+            return {"asked": message.text, **said, "video": content}
 
     return app
 
@@ -154,29 +164,31 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 def test_json(url: str) -> None:
     body = {"question": "  Où? ", "file_id": "file-x", "keep_tokens": 3, "stream": True}
     assert httpx.post(url, json=body).json() == {
-        "ask": {"question": "Où?", "file_id": "file-x", "keep_tokens": 3, "stream": True},
-        "file": None,
+        "asked": "Où?",
+        "keep_tokens": 3,
+        "stream": True,
+        "video": "StoredVideo(file_id='file-x')",
     }
 
 
 def test_the_content_type_may_have_parameters_and_any_case(url: str) -> None:
     headers = {"content-type": "Application/JSON; charset=utf-8"}
     answer = httpx.post(url, content=b'{"question": "q", "video_url": "http://x/"}', headers=headers)
-    assert answer.json()["ask"] == {"question": "q", "video_url": "http://x/"}
+    assert answer.json() == {"asked": "q", "video": "RemoteVideo(url='http://x/')"}
 
 
 def test_multipart_with_and_without_a_file(url: str) -> None:
     fields = {"question": "Où?", "keep_ratio": "0.5", "num_frames": "4", "stream": "true"}
-    parsed = {"question": "Où?", "keep_ratio": 0.5, "num_frames": 4, "stream": True}
+    parsed = {"asked": "Où?", "keep_ratio": 0.5, "num_frames": 4, "stream": True}
     uploaded = httpx.post(url, data=fields, files={"file": ("a.mp4", b"the video")})
-    assert uploaded.json() == {"ask": parsed, "file": "the video"}
+    assert uploaded.json() == {**parsed, "video": "the video"}
     named = httpx.post(url, data={**fields, "file_id": "file-x"}, files={"file": ("", b"")})
-    assert named.json() == {"ask": {**parsed, "file_id": "file-x"}, "file": None}
+    assert named.json() == {**parsed, "video": "StoredVideo(file_id='file-x')"}
 
 
 def test_form_fields_left_empty_count_as_not_given(url: str) -> None:
     answer = httpx.post(url, data={"question": "q", "keep_ratio": "", "file_id": ""}, files={"file": ("a", b"v")})
-    assert answer.json() == {"ask": {"question": "q"}, "file": "v"}
+    assert answer.json() == {"asked": "q", "video": "v"}
 
 
 @pytest.mark.parametrize(
@@ -261,16 +273,28 @@ def intake(settings: Settings) -> VideoIntake:
 
 async def test_a_stored_video_is_found_again_by_its_id(settings: Settings) -> None:
     desk = intake(settings)
-    stored = await desk.put(io.BytesIO(b"video"), "a.mp4")
-    assert (stored.digest, stored.size_bytes, stored.filename) == (DIGEST, 5, "a.mp4")
-    found = await desk.store(AskRequest(question="q", file_id=f"file-{DIGEST}"), None)
-    assert found == stored
+    stored = await desk.put(io.BytesIO(b"video"), "a.mp4", ME)
+    assert (stored.digest, stored.size_bytes, stored.filename, stored.owner) == (DIGEST, 5, "a.mp4", "me")
+    assert await desk.store(StoredVideo(f"file-{DIGEST}"), ME) == stored
+    with pytest.raises(VideoNotFoundError):
+        await desk.store(StoredVideo(f"file-{DIGEST}"), Tenant("you", b""))
 
 
 @pytest.mark.parametrize("file_id", [f"file-{'0' * 64}", DIGEST, "file-../../etc/passwd", "x"])
 async def test_ids_of_nothing(settings: Settings, file_id: str) -> None:
     with pytest.raises(VideoNotFoundError):
-        await intake(settings).store(AskRequest(question="q", file_id=file_id), None)
+        await intake(settings).store(StoredVideo(file_id), ME)
+
+
+async def test_a_video_inside_the_request_is_stored_like_an_upload(settings: Settings) -> None:
+    url = "data:video/mp4;base64," + base64.b64encode(b"video").decode()
+    stored = await intake(settings).store(InlineVideo(url), ME)
+    assert (stored.digest, stored.size_bytes, stored.owner) == (DIGEST, 5, "me")
+    with pytest.raises(InvalidRequestError, match="base64"):
+        await intake(settings).store(InlineVideo(url[:-1]), ME)
+    large = "data:video/mp4;base64," + base64.b64encode(bytes(MAX_FILE + 1)).decode()
+    with pytest.raises(PayloadTooLargeError, match=str(MAX_FILE)):  # the upload limit is the smaller one here
+        await intake(settings).store(InlineVideo(large), ME)
 
 
 async def test_a_video_is_fetched_from_an_allowed_address_only(settings: Settings, tmp_path: Path) -> None:
@@ -282,13 +306,12 @@ async def test_a_video_is_fetched_from_an_allowed_address_only(settings: Setting
 
     with serve_http(respond) as port:
         address = f"http://127.0.0.1:{port}/clips/a.mp4"
-        ask = AskRequest(question="q", file_id="", video_url=address)
         with pytest.raises(UrlNotAllowedError):
-            await intake(settings).store(ask, None)
+            await intake(settings).store(RemoteVideo(address), ME)
         opened = load_settings(
             runtime_dir=tmp_path / "run",
             video_url_allowed_hosts=(urlsplit(address).netloc,),
             video_url_allowed_networks=("127.0.0.0/8",),
         )
-        stored = await intake(opened).store(ask, None)
+        stored = await intake(opened).store(RemoteVideo(address), ME)
     assert (stored.digest, stored.filename) == (DIGEST, "a.mp4")

@@ -89,6 +89,8 @@ def test_redis_url_has_two_names_of_which_ours_wins(monkeypatch: pytest.MonkeyPa
         ("DEFAULT_NUM_FRAMES", "65", ["default_num_frames=65", "max_num_frames=64"]),
         ("DEFAULT_ANSWER_TOKENS", "5000", ["default_answer_tokens=5000", "max_answer_tokens"]),
         ("DECODE_TIMEOUT_SECONDS", "500", ["decode_timeout_seconds=500", "request_timeout_seconds"]),
+        ("API_KEYS", "nonsense", ["FASTERVLM_API_KEYS", "key:tenant"]),
+        ("MAX_INLINE_BYTES", "0", ["FASTERVLM_MAX_INLINE_BYTES"]),
         ("BLOB_QUOTA_BYTES", "1000", ["blob_quota_bytes=1000", "max_upload_bytes"]),
         ("VIDEO_URL_ALLOWED_HOSTS", "http://x/", ["FASTERVLM_VIDEO_URL_ALLOWED_HOSTS", "http://x/"]),
         ("VIDEO_URL_ALLOWED_HOSTS", "*", ["FASTERVLM_VIDEO_URL_ALLOWED_HOSTS", "'*'"]),

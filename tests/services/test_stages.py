@@ -23,6 +23,7 @@ from fastervlm_video.errors import (
     UnavailableError,
     VideoNotFoundError,
 )
+from fastervlm_video.language import Message
 from fastervlm_video.media import write_video
 from fastervlm_video.mini import random_scene, render_scene, save_mini_checkpoint
 from fastervlm_video.plan import ModelFacts
@@ -48,6 +49,7 @@ from services.stores import open_blob_store
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # a batch queue belongs to the loop of its replica
 
 SAMPLING = FrameSampling(4)
+ASKED = (Message("user", "What is it?"),)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def _orders(
     prune = PruneSpec(method=method, keep_tokens=keep_tokens)
     plan = facts.plan(digest, SAMPLING, prune)
     encode = EncodeOrder(digest, plan.key, prune, facts.fingerprint)
-    answer = AnswerOrder("r", "What is it?", plan.key, keep_tokens, facts.fingerprint, SamplingParams(max_tokens=5))
+    answer = AnswerOrder("r", ASKED, plan.key, keep_tokens, facts.fingerprint, SamplingParams(max_tokens=5))
     return encode, answer
 
 

@@ -1,0 +1,173 @@
+"""Questions, in both dialects: one way from a request to its answer, whichever form they have."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import JSONResponse
+
+from fastervlm_video.errors import DeadlineExceededError
+from services.answering import Question
+from services.answers import (
+    AnswerBuilder,
+    Dialect,
+    EventStreamResponse,
+    collect_answer,
+    server_sent_events,
+    within_deadline,
+)
+from services.ask import AskDialect
+from services.auth import tenant_of
+from services.chat import ChatDialect, chat_inquiry
+from services.chat_schemas import CHAT_EXAMPLES, ChatCompletion, ChatRequest
+from services.file_routes import FILE_FORM
+from services.http_errors import error_responses, request_id_of
+from services.inquiry import Inquiry, choose
+from services.paths import ASK_PATH, CHAT_PATH
+from services.requests import read_ask, read_chat
+from services.schemas import ASK_EXAMPLES, AskRequest, AskResponse
+from services.service import VideoService
+
+__all__ = ["add_question_routes"]
+
+_TAGS: list[Any] = ["questions"]
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    **error_responses(400, 401, 404, 413, 415, 422, 429, 503, 504, 507),
+}
+_SCHEMAS = "#/components/schemas/{model}"
+
+
+def add_question_routes(router: APIRouter, service: VideoService) -> None:
+    """``/v1/ask`` and ``/v1/chat/completions``."""
+    _add_ask(router, service)
+    _add_chat(router, service)
+
+
+def _add_ask(router: APIRouter, service: VideoService) -> None:
+    schema = AskRequest.model_json_schema(ref_template=_SCHEMAS)
+    form = {**schema, "properties": {**FILE_FORM["properties"], **schema["properties"]}}
+    body = {
+        "required": True,
+        "content": {
+            "application/json": {"schema": schema, "examples": ASK_EXAMPLES},
+            "multipart/form-data": {"schema": form},
+        },
+    }
+
+    @router.post(
+        ASK_PATH,
+        tags=_TAGS,
+        summary="Ask a question about a video",
+        response_model=AskResponse,
+        responses=_RESPONSES,
+        openapi_extra={"requestBody": body},
+    )
+    async def ask(request: Request) -> Response:
+        """Name a video by `file_id` or `video_url` in JSON, or upload it with the question as multipart.
+
+        With `stream` the answer comes as server-sent events: `video`, `delta`…, `done` (or `error`).
+        """
+        return await _answer(request, service, _reading_ask(request, service))
+
+
+def _add_chat(router: APIRouter, service: VideoService) -> None:
+    schema = ChatRequest.model_json_schema(ref_template=_SCHEMAS)
+    definitions = schema.pop("$defs")
+    body = {"required": True, "content": {"application/json": {"schema": schema, "examples": CHAT_EXAMPLES}}}
+
+    @router.post(
+        CHAT_PATH,
+        tags=_TAGS,
+        summary="Ask in the form of OpenAI's chat completions",
+        response_model=ChatCompletion,
+        responses=_RESPONSES,
+        openapi_extra={"requestBody": _with_definitions(body, definitions)},
+    )
+    async def chat(request: Request) -> Response:
+        """A conversation about one video, which is in the user's first message; several turns may follow.
+
+        What OpenAI's API has and this one has not (tools, penalties, log probabilities, more than one choice …) is
+        refused with the parameter's name, never ignored; only `user`, `metadata` and the like, which ask for nothing
+        that would show, are taken without effect. `temperature` is 1 if it is not given, as in OpenAI's API.
+
+        What was done with the video is in `video`: of the answer, or of a stream's last chunk with a choice.
+        """
+        return await _answer(request, service, _reading_chat(request, service))
+
+
+def _with_definitions(body: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """The request's schema with its parts in place of references, which have no components to refer to here."""
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, list):
+            return [resolve(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if isinstance(node.get("$ref"), str):
+            return resolve(definitions[node["$ref"].rpartition("/")[2]])
+        return {name: resolve(item) for name, item in node.items() if name != "discriminator"}
+
+    resolved: dict[str, Any] = resolve(body)
+    return resolved
+
+
+@asynccontextmanager
+async def _reading_ask(request: Request, service: VideoService) -> AsyncIterator[tuple[Inquiry, Dialect]]:
+    async with read_ask(request, service.settings) as inquiry:
+        yield inquiry, AskDialect(request_id=request_id_of(request.scope), model=service.facts.name)
+
+
+@asynccontextmanager
+async def _reading_chat(request: Request, service: VideoService) -> AsyncIterator[tuple[Inquiry, Dialect]]:
+    chat = await read_chat(request, service.settings)
+    dialect = ChatDialect(
+        request_id=request_id_of(request.scope),
+        model=service.facts.name,
+        include_usage=chat.stream_options is not None and chat.stream_options.include_usage,
+    )
+    yield chat_inquiry(chat, service.facts.name), dialect
+
+
+_Reading = AbstractAsyncContextManager[tuple[Inquiry, Dialect]]
+
+
+async def _answer(request: Request, service: VideoService, reading: _Reading) -> Response:
+    await service.readiness.require()
+    begin = time.perf_counter()
+    question, dialect, streamed = await _receive(request, service, reading)
+    builder = AnswerBuilder(digest=question.digest, fetch_seconds=time.perf_counter() - begin, begin=begin)
+    events = within_deadline(service.answering.events(question), service.settings.request_timeout_seconds)
+    if not streamed:
+        return JSONResponse(dialect.whole(await collect_answer(events, builder)).model_dump())
+    first = await anext(events)
+    return EventStreamResponse(server_sent_events(first, events, builder, dialect, question.request_id), events)
+
+
+async def _receive(request: Request, service: VideoService, reading: _Reading) -> tuple[Question, Dialect, bool]:
+    """Read, check and store; gives the question, its dialect, and whether its answer is to be streamed."""
+    settings, facts, tenant = service.settings, service.facts, tenant_of(request)
+    try:
+        async with asyncio.timeout(settings.upload_timeout_seconds), reading as (inquiry, dialect):
+            choices = choose(inquiry, service.live, facts.patches_per_frame)
+            num_visual = facts.num_visual(choices.sampling, choices.prune)
+            facts.chat_prompt(inquiry.messages, num_visual, choices.params)  # refused before the video is stored
+            blob = await service.intake.store(inquiry.video, tenant)
+    except TimeoutError as exc:
+        raise DeadlineExceededError(
+            f"the request was not received within {settings.upload_timeout_seconds:g} s; upload large files first"
+        ) from exc
+    question = Question(
+        request_id=request_id_of(request.scope),
+        digest=blob.digest,
+        owner=tenant.name,
+        messages=inquiry.messages,
+        sampling=choices.sampling,
+        prune=choices.prune,
+        plan=facts.plan(blob.digest, choices.sampling, choices.prune, salt=tenant.salt),
+        params=choices.params,
+    )
+    return question, dialect, inquiry.stream

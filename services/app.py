@@ -10,7 +10,7 @@ from typing import Any, cast
 import ray
 from ray import serve
 from ray.serve import Application, Deployment
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from services.api import Api
 from services.decoder import Decoder
@@ -26,6 +26,7 @@ APP_NAME = "fastervlm-video"
 _GPU_STAGES: tuple[StageName, ...] = ("encoder", "generator")
 _GRACEFUL_SHUTDOWN_SECONDS = 5.0
 _HEALTH_CHECK_SECONDS = 5.0
+_BY_SESSION = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
 
 def _automatic_gpus(name: StageName, settings: Settings, available_gpus: float) -> float:
@@ -33,6 +34,16 @@ def _automatic_gpus(name: StageName, settings: Settings, available_gpus: float) 
     if name not in _GPU_STAGES or settings.device == "cpu":
         return 0.0
     return min(1.0, available_gpus / len(_GPU_STAGES))
+
+
+def _router(name: StageName, max_replicas: int) -> RequestRouterConfig:
+    """How a caller picks a replica: the least loaded of two; for the Generator, the one that knows the video."""
+    if name != "generator":
+        return RequestRouterConfig()
+    # Questions about one token set go to the replica that a hash ring names, and on along the ring when it is full.
+    return RequestRouterConfig(
+        request_router_class=cast("Any", _BY_SESSION), request_router_kwargs={"num_fallback_replicas": max_replicas - 1}
+    )
 
 
 def _deployment(
@@ -51,6 +62,7 @@ def _deployment(
             target_ongoing_requests=max(1.0, stage.max_ongoing_requests / 2),
         ),
         max_ongoing_requests=stage.max_ongoing_requests,
+        request_router_config=_router(name, stage.max_replicas),
         ray_actor_options=resources,
         graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_SECONDS,
         health_check_period_s=_HEALTH_CHECK_SECONDS,

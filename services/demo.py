@@ -1,8 +1,9 @@
 """The demo: start the service, make a video, ask about it over HTTP, draw what was kept, stop.
 
 Everything is real: an H.264 file, an upload, Ray Serve stages, Redis, and the model that ``FASTERVLM_MODEL``
-names. Each question is asked twice, with all visual tokens and with a tenth of them, and both answers are held
-against what was drawn. Run it with ``make demo``.
+names. Each question is asked twice, with all visual tokens and, streamed, with a tenth of them, and both answers are
+held against what was drawn. From the second question on, the video's tokens come from the cache, and its keys and
+values from the language stage's memory. Run it with ``make demo``.
 """
 
 import json
@@ -120,8 +121,9 @@ def _show_answers(console: Console, question: Question, full: dict[str, Any], pr
         video, said = answer["video"], answer["answer"].strip()
         verdict = "[green]right[/green]" if said == question.answer else f"[red]wrong[/red]: {question.answer}"
         seconds = ", ".join(f"{name} {value:.3f}" for name, value in video["seconds"].items())
+        reused, prompt = answer["usage"]["prompt_tokens_details"]["cached_tokens"], answer["usage"]["prompt_tokens"]
         table.add_row(f"{video['tokens_kept']} tokens", f"[bold]{said}[/bold] ({verdict})")
-        table.add_row("", f"[dim]cache {video['cache']}; {seconds}[/dim]")
+        table.add_row("", f"[dim]cache {video['cache']}; {reused} of {prompt} prompt tokens reused; {seconds}[/dim]")
     if full["answer"] != pruned["answer"]:
         table.add_row("", "[yellow]Pruning changed this answer.[/yellow]")
     console.print(table)

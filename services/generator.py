@@ -95,7 +95,7 @@ class Generator:
             prompt=prompt,
             visual=tokens.sequence(),
             sampling=order.sampling,
-            cache_identity=f"{order.key.video}/{order.key.variant}/{order.tokens_per_frame}",
+            cache_identity=order.token_set,
         )
         async with aclosing(stream(self._engine, request)) as events:
             # Nothing is handed out before the engine has begun: until then the request can still be refused.

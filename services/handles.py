@@ -88,8 +88,13 @@ class Stages:
         return Encoding(decoded, cast("DeploymentResponse[Any]", self._encode.remote(decoded, encode)))
 
     def generate(self, order: AnswerOrder, encoding: Encoding | None = None) -> AnswerStream:
-        """Have a question answered, from an encoding's result or from the cache."""
-        call = self._generate.remote(order, encoding.encoded if encoding else None)
+        """Have a question answered, from an encoding's result or from the cache.
+
+        Questions about one token set go to one replica, as long as it has room: it has computed the video's keys and
+        values already.
+        """
+        generate = self._generate.options(session_id=order.token_set)
+        call = generate.remote(order, encoding.encoded if encoding else None)
         return AnswerStream(cast("DeploymentResponseGenerator[Any]", call))
 
 

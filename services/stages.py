@@ -115,6 +115,11 @@ class AnswerOrder:
     fingerprint: str
     sampling: SamplingParams
 
+    @property
+    def token_set(self) -> str:
+        """Names the visual tokens: equal names mean equal tokens, of one tenant."""
+        return f"{self.key.video}/{self.key.variant}/{self.tokens_per_frame}"
+
 
 @dataclass(frozen=True, slots=True)
 class TokensMissing:

@@ -54,6 +54,9 @@ test: check ## All checks and all tests
 bench: $(VENV)/.run ## Cost of frames out of an hour against frames out of a minute
 	$(BIN)/python benchmarks/decode_seek.py
 
+bench-engine: $(VENV)/.run ## The language engine against generate, one by one and in static batches
+	$(BIN)/python benchmarks/engine.py --quick
+
 format: $(VENV)/.dev ## Fix formatting and what the linter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

@@ -1,6 +1,7 @@
 """Encode a video once, ask it many questions: the whole method in one process, without Ray."""
 
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -22,10 +23,10 @@ from fastervlm_video.config import (
 )
 from fastervlm_video.errors import FingerprintMismatchError, VideoNotFoundError
 from fastervlm_video.language import (
-    BatchEngine,
     Engine,
     FinishReason,
     GenerationRequest,
+    PagedEngine,
     TextDelta,
     Usage,
     generate,
@@ -37,6 +38,8 @@ from fastervlm_video.plan import STORAGE_DTYPE, ModelFacts
 from fastervlm_video.vision import EncodeJob, VisionEncoder, VisualTokens
 
 __all__ = ["Answer", "EncodedVideo", "VideoQA"]
+
+logger = logging.getLogger(__name__)
 
 _DEFAULT_CACHE_BYTES = 256 * 1024**2
 
@@ -53,6 +56,7 @@ class EncodedVideo:
         cache: whether the tokens were in the cache.
         seconds: time by stage: ``decode`` and ``encode``; empty on a cache hit.
         frames: the frames the tower saw, if they were decoded.
+        identity: of all that determines the tokens; questions about equal ones share work. None shares nothing.
     """
 
     tokens: VisualTokens
@@ -60,6 +64,7 @@ class EncodedVideo:
     cache: str
     seconds: dict[str, float] = field(default_factory=dict)
     frames: FrameBatch | None = None
+    identity: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ class Answer:
     Attributes:
         text: the answer.
         finish_reason: ``stop`` if the model ended it, ``length`` if ``max_tokens`` did.
-        usage: token counts.
+        usage: token counts; ``cached_tokens`` of the prompt had been computed for an earlier question.
         seconds: ``first_token`` and ``generate``.
     """
 
@@ -113,6 +118,7 @@ class VideoQA:
         self._encoder: VisionEncoder | None = None
         self._language: LanguageHalf | None = None
         self._engine: Engine | None = None
+        self._closed = False
         self._owns_cache = cache is None
         self._cache = cache or TokenCache(MemoryStore(_DEFAULT_CACHE_BYTES), dtype=STORAGE_DTYPE)
         self._limits = limits or MediaLimits()
@@ -168,8 +174,12 @@ class VideoQA:
 
     @property
     def engine(self) -> Engine:
-        """The language half, in an engine; loaded on first use."""
+        """The language half, in an engine; loaded on first use, and started again if it has broken."""
         with self._loading:
+            if self._engine is not None and not self._engine.healthy and not self._closed:
+                logger.warning("the language engine has broken; another one is started")
+                self._engine.close()
+                self._engine = None
             if self._engine is None:
                 self._engine = self._start_engine()
             return self._engine
@@ -183,7 +193,7 @@ class VideoQA:
             return self._language
 
     def _start_engine(self) -> Engine:
-        return BatchEngine(self.language, self.facts.checkpoint.tokenizer)
+        return PagedEngine(self.language, self.facts.checkpoint.tokenizer)
 
     def encode_video(
         self,
@@ -228,7 +238,8 @@ class VideoQA:
             seconds["encode"] = time.perf_counter() - begin
             self._cache.insert(plan.key, blob)
             tokens = decode_tokens(blob)  # the values as stored, so that an answer never depends on the cache's state
-        return EncodedVideo(tokens, digest, "hit" if cached else "miss", seconds, frames)
+        identity = f"{plan.key.video}/{plan.key.variant}/{plan.tokens_per_frame}"
+        return EncodedVideo(tokens, digest, "hit" if cached else "miss", seconds, frames, identity)
 
     def check_question(self, question: str, params: SamplingParams | None = None) -> None:
         """Find what is wrong with a question before any work is done for it, at the default budget.
@@ -285,11 +296,18 @@ class VideoQA:
                 f"{self.facts.fingerprint[:12]}; encode it again"
             )
         prompt = self.facts.prompt(question, tokens.tokens_kept, params)
-        return GenerationRequest(request_id=uuid.uuid4().hex, prompt=prompt, visual=tokens.sequence(), sampling=params)
+        return GenerationRequest(
+            request_id=uuid.uuid4().hex,
+            prompt=prompt,
+            visual=tokens.sequence(),
+            sampling=params,
+            cache_identity=encoded.identity,
+        )
 
     def close(self) -> None:
         """End the engine, if it was started, and the cache, if it was not given to the constructor."""
         with self._loading:
+            self._closed = True
             if self._engine is not None:
                 self._engine.close()
             if self._owns_cache:

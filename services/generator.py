@@ -9,7 +9,7 @@ import torch
 
 from fastervlm_video.cache import decode_tokens
 from fastervlm_video.errors import FingerprintMismatchError, UnavailableError
-from fastervlm_video.language import BatchEngine, Finished, GenerationRequest, TextDelta, stream
+from fastervlm_video.language import EngineLimits, Finished, GenerationRequest, PagedEngine, TextDelta, stream
 from fastervlm_video.plan import ModelFacts
 from fastervlm_video.vision import VisualTokens
 from services.settings import Settings
@@ -44,6 +44,16 @@ def _answer_event(event: TextDelta | Finished) -> AnswerText | AnswerDone:
     )
 
 
+def _limits(settings: Settings) -> EngineLimits:
+    return EngineLimits(
+        max_batch_size=settings.generator_max_batch_size,
+        max_queue=settings.generator_max_queue,
+        max_batch_tokens=settings.generator_max_batch_tokens,
+        kv_cache_tokens=settings.generator_kv_cache_tokens,
+        visual_rows=settings.generator_visual_rows,
+    )
+
+
 class Generator:
     """Runs the language half of the checkpoint.
 
@@ -55,11 +65,10 @@ class Generator:
         torch.set_num_threads(settings.generator.threads())
         self._facts = ModelFacts.open(settings.model, revision=settings.revision)
         half = self._facts.checkpoint.load_language(device=settings.device, dtype=settings.dtype)
-        self._engine = BatchEngine(
+        self._engine = PagedEngine(
             half,
             self._facts.checkpoint.tokenizer,
-            max_batch_size=settings.generator_max_batch_size,
-            max_queue=settings.generator_max_queue,
+            _limits(settings),
         )
         self._cache = open_service_cache(settings)
 

@@ -238,6 +238,23 @@ class Settings(BaseSettings):
         default=64 * 1024**2, ge=64 * 1024, description="Rate at which the HTTP proxy lets one request body in."
     )
     generator_max_queue: int = Field(default=64, ge=0, description="Requests waiting for a place in that batch.")
+    generator_max_batch_tokens: int = Field(
+        default=2048,
+        ge=1,
+        description="Tokens in one forward pass of the generator; a longer prompt takes several, and others go on "
+        "between them.",
+    )
+    generator_kv_cache_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens whose keys and values a generator keeps, for answers under way and for videos asked about "
+        "before; unset: what a full batch of the model's longest prompts needs, within a share of the free memory.",
+    )
+    generator_visual_rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="Visual tokens that a generator keeps embedded; unset: as many as it keeps keys and values of.",
+    )
 
     video_url_allowed_hosts: HostList = Field(
         default=(),

@@ -58,6 +58,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "fsspec": ("services.blob_files",),
     "ray": tuple(f"services.{name}" for name in ("api", "app", "encoder", "handles", "readiness", "run")),
 }
+ONLY_IN_ONE = {"transformers.generation.continuous_batching": "fastervlm_video.language.continuous"}
+"""Parts of libraries whose inner names only one module knows."""
+
 READS_THE_ENVIRONMENT = {"services.settings", "services.run", "fastervlm_video.cli", "fastervlm_video.cli_eval"}
 PRINTS = {"fastervlm_video.cli"}
 WITHOUT_ALL = {"services", "services.__main__"}  # nothing is to be imported from these
@@ -200,6 +203,12 @@ def test_a_library_stays_behind_its_part(package: str) -> None:
     for module in modules().values():
         if any(imported.split(".")[0] == package for imported, _ in module.imports):
             assert inside(module.name, ONLY_IN[package]), f"{module.name} imports {package}"
+
+
+@pytest.mark.parametrize("part", ONLY_IN_ONE)
+def test_inner_names_of_a_library_are_known_in_one_module(part: str) -> None:
+    users = {module.name for module in modules().values() if any(inside(name, (part,)) for name, _ in module.imports)}
+    assert users == {ONLY_IN_ONE[part]}
 
 
 def test_few_modules_look_at_the_environment() -> None:

@@ -1,8 +1,10 @@
 import hashlib
 import io
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,11 @@ from fastervlm_video.errors import (
     FingerprintMismatchError,
     InvalidRequestError,
     MediaLimitError,
+    UnavailableError,
     UnsupportedMediaError,
     VideoNotFoundError,
 )
+from fastervlm_video.language import PagedEngine
 from fastervlm_video.media import write_video
 from fastervlm_video.mini import MINI_NAME, random_scene, render_scene
 from fastervlm_video.models import Checkpoint
@@ -322,6 +326,42 @@ def test_closing_ends_the_engine_and_may_be_repeated(checkpoint: Path, clips: li
         assert engine_threads()
     assert not engine_threads()
     qa.close()
+
+
+def test_a_second_question_about_a_video_reuses_what_the_first_computed(shared: VideoQA, clips: list[Path]) -> None:
+    with VideoQA(shared.facts, prune=PruneSpec(keep_tokens=PATCHES), sampling=FrameSampling(8)) as qa:
+        first, other = (qa.encode_video(clip) for clip in clips[:2])
+        num_visual = first.tokens.tokens_kept
+        assert num_visual >= 32
+        answers = [qa.ask(video, QUESTION, SHORT) for video in (first, other, first, clips[0])]
+        cached = [answer.usage.cached_tokens for answer in answers]
+        assert cached[:2] == [0, 0]
+        assert cached[2] == cached[3] >= num_visual // 16 * 16
+        assert answers[2].text == answers[3].text == answers[0].text
+        smaller = qa.encode_video(clips[0], prune=PruneSpec(keep_tokens=PATCHES - 1))
+        assert qa.ask(smaller, QUESTION, SHORT).usage.cached_tokens == 0  # other tokens
+        assert replace(first, identity=None).tokens is first.tokens
+        assert qa.ask(replace(first, identity=None), QUESTION, SHORT).usage.cached_tokens == 0
+
+
+def test_a_broken_engine_is_replaced_by_the_next_question(
+    shared: VideoQA, clips: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(module: torch.nn.Module, args: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with VideoQA(shared.facts, sampling=FrameSampling(FRAMES)) as qa, caplog.at_level(logging.CRITICAL):
+        video = qa.encode_video(clips[0])
+        before = qa.ask(video, QUESTION, SHORT).text
+        broken = qa.engine
+        assert isinstance(broken, PagedEngine)
+        broken._model.register_forward_pre_hook(fail)
+        with pytest.raises(UnavailableError, match="out of memory"):
+            qa.ask(video, QUESTION, SHORT)
+        assert qa.ask(video, QUESTION, SHORT).text == before
+        assert qa.engine is not broken
+    with pytest.raises(UnavailableError, match="closed"):  # this end was wanted
+        qa.ask(video, QUESTION, SHORT)
 
 
 def test_opening_fails_with_the_reason(tmp_path: Path) -> None:

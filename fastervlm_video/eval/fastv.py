@@ -16,6 +16,7 @@ harness's alone; the service has no such method.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -25,7 +26,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_ro
 
 from fastervlm_video.errors import CheckpointError, InvalidRequestError
 from fastervlm_video.language import Prompt
-from fastervlm_video.language.decoder import BatchDecoder
+from fastervlm_video.language.embedding import embed_prompt
 from fastervlm_video.models import LanguageHalf
 from fastervlm_video.prune import top_k_stable
 
@@ -82,7 +83,7 @@ class FastV:
         self.layer = layer
         self._model = model
         self._layers = [cast("LlamaDecoderLayer", module) for module in model.model.layers]
-        self._embed = BatchDecoder(half).embed
+        self._embed = partial(embed_prompt, half)
         ends = getattr(model.generation_config, "eos_token_id", None) or model.config.eos_token_id
         self._end_ids = {ends} if isinstance(ends, int) else set(ends or ())
 

@@ -1,6 +1,6 @@
 """The language stage: prompt layout, engine interface and engines."""
 
-from fastervlm_video.language.batch_engine import BatchEngine
+from fastervlm_video.language.admission import EngineLimits
 from fastervlm_video.language.consume import GenerationResult, generate, iter_events, stream
 from fastervlm_video.language.engine import (
     CancelHandle,
@@ -16,6 +16,7 @@ from fastervlm_video.language.engine import (
     Usage,
     check_request,
 )
+from fastervlm_video.language.paged_engine import PagedEngine
 from fastervlm_video.language.prompt import (
     VICUNA_CHAT_TEMPLATE,
     VIDEO_TOKEN,
@@ -29,9 +30,9 @@ from fastervlm_video.language.sampling import sample_tokens
 __all__ = [
     "VICUNA_CHAT_TEMPLATE",
     "VIDEO_TOKEN",
-    "BatchEngine",
     "CancelHandle",
     "Engine",
+    "EngineLimits",
     "EngineTimings",
     "Event",
     "EventCallback",
@@ -41,6 +42,7 @@ __all__ = [
     "GenerationRequest",
     "GenerationResult",
     "Message",
+    "PagedEngine",
     "Prompt",
     "PromptBuilder",
     "TextDelta",

@@ -47,6 +47,7 @@ class Job:
         on_cancel: Callable[["Job"], None],
     ) -> None:
         self.request = request
+        self.cached_tokens = 0  # of its prompt, how many were computed before; the engine says so
         self._on_event = on_event
         self._end_ids = end_ids
         self._on_cancel = on_cancel
@@ -116,7 +117,7 @@ class Job:
         reason = "stop" if self._stop.stopped else reason  # what was held back may complete a stop string
         prompt = self.request.prompt
         timings = EngineTimings(self._queued_seconds, self._ttft_seconds, total_seconds=self._elapsed())
-        usage = Usage(len(prompt), prompt.num_visual, len(self._token_ids))
+        usage = Usage(len(prompt), prompt.num_visual, len(self._token_ids), self.cached_tokens)
         if self._end():
             self._tell(Finished(reason, usage, timings, tuple(self._token_ids)))
 

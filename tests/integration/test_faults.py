@@ -5,10 +5,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
+import ray
 
 from tests.integration.conftest import TIMEOUT_SECONDS, Service
 
@@ -38,6 +40,39 @@ def test_a_killed_replica_costs_time_but_no_request(service: Service, stage: str
     response = service.ask(file_id=file_id)
     assert response.status_code == 200, response.text
     assert response.json()["answer"]
+
+
+def _break_engine(replica: Any) -> None:
+    """Runs in the Generator's process: the next forward pass of its engine raises, which ends the engine's thread."""
+
+    def fail(module: object, args: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    generator = replica._replica_impl._user_callable_wrapper._callable
+    generator._engine._model.register_forward_pre_hook(fail)
+
+
+def test_a_broken_engine_is_replaced_and_its_requests_are_told(service: Service) -> None:
+    file_id = service.upload(service.new_video())
+    before = service.answer(file_id=file_id)["answer"]
+    (victim,) = [p for p in _replicas("Generator") if _descends_from_us(p)]
+    (name,) = [
+        actor["name"]
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if "#Generator#" in actor["name"] and actor["namespace"] == "serve"
+    ]
+    actor: Any = ray.get_actor(name, namespace="serve")
+    ray.get(actor.__ray_call__.remote(_break_engine))
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        held = [call.result() for call in [pool.submit(service.ask, file_id=file_id) for _ in range(6)]]
+    for response in held:  # tried again, and refused with the reason if no other replica came in time
+        assert response.status_code in (200, 503), response.text
+        assert response.status_code == 200 or "the language engine broke" in response.json()["error"]["message"]
+    victim.wait(TIMEOUT_SECONDS)
+    body = {"file_id": file_id, "question": "What is it?", "max_tokens": 6}
+    response = service.client.post("/v1/ask", json=body, timeout=3 * TIMEOUT_SECONDS)  # waits for the next replica
+    assert response.status_code == 200, response.text
+    assert response.json()["answer"] == before
 
 
 def test_redis_that_dies_is_replaced_and_never_missed(service: Service) -> None:

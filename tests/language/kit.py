@@ -1,17 +1,20 @@
 """What the engine tests watch and hold engines with."""
 
 import math
+import queue
 import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from fastervlm_video.errors import FasterVLMError
-from fastervlm_video.language import Event, Failed, Finished, GenerationRequest, TextDelta
+from fastervlm_video.language import Event, Failed, Finished, GenerationRequest, PagedEngine, TextDelta
+from fastervlm_video.language.admission import PAGE_TOKENS
 from fastervlm_video.models.base import LanguageHalf
 from tests.language.toys import Oracle, make_request, whole_text
 
@@ -54,26 +57,83 @@ class Listener:
 
 
 class Gate:
-    """Lets as many of a model's forward passes through as it is told to, and counts them."""
+    """Lets as many of an engine's forward passes through as it is told to, and counts them.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        engine: which has not been given any request yet. It runs a copy of the model, which shares the weights only.
+    """
+
+    def __init__(self, engine: PagedEngine) -> None:
         self.passes = 0
         self.rows: list[int] = []
+        self.tokens: list[int] = []
         self._allowed = 0.0
         self._changed = threading.Condition()
-        model.register_forward_pre_hook(self._hook, with_kwargs=True)
+        engine._model.register_forward_pre_hook(self._hook, with_kwargs=True)
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: self.passes < self._allowed, PATIENCE_SECONDS)
             self.passes += 1
-            self.rows.append(len(kwargs["attention_mask"]))
+            self.rows.append(len(kwargs["cu_seq_lens_q"]) - 1)
+            self.tokens.append(kwargs["input_ids"].shape[1])
 
     def open(self, passes: float = math.inf) -> None:
         """Let this many through in all."""
         with self._changed:
             self._allowed = passes
             self._changed.notify_all()
+
+
+def run_on_engine(engine: PagedEngine, action: Callable[[], Any]) -> Any:
+    """Run something between two of an engine's steps, on its thread."""
+    result: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    turns: Any = engine._turns
+    on_turn = turns.on_turn
+
+    def once() -> None:
+        turns.on_turn = on_turn
+        result.put(action())
+        on_turn()
+
+    turns.on_turn = once
+    engine._batcher.wake()
+    return result.get(timeout=PATIENCE_SECONDS)
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What requests have left behind in an engine, once prefixes are given up."""
+
+    free_pages: int
+    free_rows: int
+    promised: int
+    remembered: tuple[int, ...]
+
+
+def holdings(engine: PagedEngine) -> Holdings:
+    """Of an engine without requests; its prefixes are given up."""
+
+    def count() -> Holdings:
+        turns, batcher = engine._turns, engine._batcher
+        batcher.forget_prefixes()
+        turns._table.evict()
+        manager: Any = batcher._manager
+        scheduler = manager._processor.scheduler
+        pages: Any = manager.pages
+        remembered: list[Any] = [turns._residents, turns._computing, turns._promised._shared, turns._promised._sharers]
+        remembered += [manager._shared, manager._prompt_lengths, pages._may_hold, pages._matched]
+        remembered += [scheduler.active_requests, scheduler.waiting_requests, scheduler.waiting_requests_order]
+        remembered += [scheduler._requests_to_cancel, pages._allocator.block_table, *vars(pages._ledger).values()]
+        remembered += [engine._waiting.snapshot()]
+        return Holdings(
+            batcher.free_pages, turns._table.free_rows, turns._promised.promised, tuple(map(len, remembered))
+        )
+
+    wait_until(lambda: engine.running == engine.queue_depth == 0)
+    found = run_on_engine(engine, count)
+    assert isinstance(found, Holdings)
+    return found
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -108,7 +168,8 @@ def check_answer(
     assert finished.usage.prompt_tokens == len(request.prompt)
     assert finished.usage.visual_tokens == request.prompt.num_visual
     assert finished.usage.completion_tokens == len(finished.token_ids)
-    assert finished.usage.cached_tokens == 0
+    assert 0 <= finished.usage.cached_tokens < len(request.prompt)
+    assert finished.usage.cached_tokens % PAGE_TOKENS == 0
     times = finished.timings
     assert 0 <= times.queued_seconds <= times.ttft_seconds <= times.total_seconds
     return finished.finish_reason

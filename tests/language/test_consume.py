@@ -8,9 +8,10 @@ from transformers import PreTrainedTokenizerFast
 
 from fastervlm_video.errors import OverloadedError, UnavailableError
 from fastervlm_video.language import (
-    BatchEngine,
+    EngineLimits,
     Finished,
     GenerationRequest,
+    PagedEngine,
     TextDelta,
     generate,
     iter_events,
@@ -21,7 +22,7 @@ from tests.language.kit import PATIENCE_SECONDS, Gate, wait_until
 from tests.language.toys import make_half, make_request
 
 
-async def collect(engine: BatchEngine, request: GenerationRequest) -> tuple[str, Finished]:
+async def collect(engine: PagedEngine, request: GenerationRequest) -> tuple[str, Finished]:
     pieces: list[TextDelta] = []
     async for event in stream(engine, request):
         if isinstance(event, Finished):
@@ -35,7 +36,7 @@ async def test_many_streams_at_once_equal_blocking_answers(
     half: LanguageHalf, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     requests = [make_request(half, seed=number, max_tokens=20) for number in range(10)]
-    with BatchEngine(half, tokenizer, max_batch_size=4) as engine:
+    with PagedEngine(half, tokenizer, EngineLimits(max_batch_size=4)) as engine:
         streamed = await asyncio.gather(*(collect(engine, request) for request in requests))
         for request, (text, end) in zip(requests, streamed, strict=True):
             result = await asyncio.to_thread(generate, engine, request)
@@ -47,9 +48,9 @@ async def test_pieces_come_before_the_answer_is_complete_and_closing_cancels(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     half = make_half(tokenizer, end_ids=[])
-    gate = Gate(half.language_model)
-    gate.open(10)
-    with BatchEngine(half, tokenizer) as engine:
+    with PagedEngine(half, tokenizer) as engine:
+        gate = Gate(engine)
+        gate.open(10)
         events = stream(engine, make_request(half, max_tokens=80))
         assert inspect.isasyncgen(events)
         assert isinstance(await anext(events), TextDelta)
@@ -61,8 +62,8 @@ async def test_pieces_come_before_the_answer_is_complete_and_closing_cancels(
 
 async def test_cancelling_the_waiting_task_cancels_its_request(tokenizer: PreTrainedTokenizerFast) -> None:
     half = make_half(tokenizer, end_ids=[])
-    gate = Gate(half.language_model)
-    with BatchEngine(half, tokenizer) as engine:
+    with PagedEngine(half, tokenizer) as engine:
+        gate = Gate(engine)
         task = asyncio.create_task(collect(engine, make_request(half, max_tokens=80)))
         await asyncio.to_thread(wait_until, lambda: engine.running == 1)
         task.cancel()
@@ -76,8 +77,8 @@ async def test_cancelling_the_waiting_task_cancels_its_request(tokenizer: PreTra
 async def test_a_failure_is_raised_where_it_is_waited_for(
     half: LanguageHalf, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    gate = Gate(half.language_model)
-    engine = BatchEngine(half, tokenizer, max_batch_size=1, max_queue=0)
+    engine = PagedEngine(half, tokenizer, EngineLimits(max_batch_size=1, max_queue=0))
+    gate = Gate(engine)
     task = asyncio.create_task(collect(engine, make_request(half, max_tokens=50)))
     await asyncio.to_thread(wait_until, lambda: engine.running == 1)
     with pytest.raises(OverloadedError):
@@ -92,9 +93,9 @@ async def test_a_failure_is_raised_where_it_is_waited_for(
 
 def test_closing_an_iterator_cancels_its_request(tokenizer: PreTrainedTokenizerFast) -> None:
     half = make_half(tokenizer, end_ids=[])
-    gate = Gate(half.language_model)
-    gate.open(10)
-    with BatchEngine(half, tokenizer) as engine:
+    with PagedEngine(half, tokenizer) as engine:
+        gate = Gate(engine)
+        gate.open(10)
         events = iter_events(engine, make_request(half, max_tokens=80))
         assert inspect.isgenerator(events)
         assert isinstance(next(events), TextDelta)
@@ -106,7 +107,7 @@ def test_closing_an_iterator_cancels_its_request(tokenizer: PreTrainedTokenizerF
 
 def test_token_counts_of_pieces_add_up(tokenizer: PreTrainedTokenizerFast) -> None:
     half = make_half(tokenizer, end_ids=[])
-    with BatchEngine(half, tokenizer) as engine:
+    with PagedEngine(half, tokenizer) as engine:
         *pieces, end = iter_events(engine, make_request(half, max_tokens=40))
     assert isinstance(end, Finished)
     counts = [piece.token_count for piece in pieces if isinstance(piece, TextDelta)]

@@ -2,6 +2,9 @@
 
 import copy
 import logging
+import subprocess
+import sys
+import textwrap
 import threading
 from typing import Any
 
@@ -11,28 +14,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from fastervlm_video.errors import FasterVLMError, InvalidRequestError, UnavailableError
-from fastervlm_video.language import BatchEngine, Event, GenerationRequest, Prompt, generate, iter_events
+from fastervlm_video.language import EngineLimits, Event, GenerationRequest, PagedEngine, Prompt, iter_events
 from fastervlm_video.models.base import LanguageHalf
 from tests.language.kit import PATIENCE_SECONDS, Gate, Listener, wait_until
 from tests.language.toys import VISION_WIDTH, Oracle, make_half, make_request
 
 
-class FailingOnce:
-    """Makes one forward pass of a module raise: the n-th that satisfies a condition."""
+def fail_once(engine: PagedEngine, error: BaseException, *, skip: int) -> None:
+    """Make one of an engine's forward passes raise."""
+    passes = iter(range(skip))
 
-    def __init__(self, module: nn.Module, error: BaseException, *, prefill: bool, skip: int = 0) -> None:
-        self.error, self.prefill, self.skip = error, prefill, skip
-        self.raised = False
-        module.register_forward_pre_hook(self._hook, with_kwargs=True)
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if next(passes, None) is None:
+            raise error
 
-    def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.raised or ("inputs_embeds" in kwargs) != self.prefill:
-            return
-        if self.skip:
-            self.skip -= 1
-            return
-        self.raised = True
-        raise self.error
+    engine._model.register_forward_pre_hook(hook)
 
 
 @pytest.fixture
@@ -41,52 +37,10 @@ def endless(tokenizer: PreTrainedTokenizerFast) -> LanguageHalf:
     return make_half(tokenizer, end_ids=[])
 
 
-@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2"), torch.OutOfMemoryError("out of memory")])
-def test_a_failed_step_fails_its_batch_and_the_engine_goes_on(
-    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast, error: Exception
-) -> None:
-    oracle = Oracle(endless)
-    gate = Gate(endless.language_model)
-    FailingOnce(endless.language_model, error, prefill=False, skip=5)
-    listeners = [Listener() for _ in range(3)]
-    with BatchEngine(endless, tokenizer) as engine:
-        for number, listener in enumerate(listeners):
-            engine.submit(make_request(endless, seed=number, max_tokens=20), listener)
-        gate.open()
-        for listener in listeners:
-            assert isinstance(listener.error, UnavailableError)
-            assert str(error) in str(listener.error)
-        assert engine.healthy
-        after = make_request(endless, seed=9)
-        assert generate(engine, after).token_ids == oracle.answer(after)
-        assert engine.running == engine.queue_depth == 0
-
-
-def test_a_failed_prefill_leaves_the_running_rows_alone(
-    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    old, new = make_request(endless, seed=1, max_tokens=40), make_request(endless, seed=2)
-    oracle = Oracle(endless)
-    FailingOnce(endless.language_model, RuntimeError("no room"), prefill=True, skip=1)
-    old_listener, new_listener = Listener(), Listener()
-
-    def on_old(event: Event) -> None:
-        if not old_listener.events:
-            engine.submit(new, new_listener)
-        old_listener(event)
-
-    with BatchEngine(endless, tokenizer) as engine:
-        engine.submit(old, on_old)
-        assert isinstance(new_listener.error, UnavailableError)
-        assert old_listener.finished.token_ids == oracle.answer(old)
-        assert engine.healthy
-
-
 def test_a_failing_projector_fails_one_request_only(endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast) -> None:
     requests = [make_request(endless, seed=number, num_visual=number + 1) for number in range(4)]
     oracle = Oracle(endless)
     expected = [oracle.answer(request) for request in requests]
-    gate = Gate(endless.language_model)
 
     def refuse_three(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if len(args[0]) == 3:
@@ -94,7 +48,8 @@ def test_a_failing_projector_fails_one_request_only(endless: LanguageHalf, token
 
     endless.projector.register_forward_pre_hook(refuse_three)
     listeners = [Listener() for _ in requests]
-    with BatchEngine(endless, tokenizer) as engine:
+    with PagedEngine(endless, tokenizer) as engine:
+        gate = Gate(engine)
         for request, listener in zip(requests, listeners, strict=True):
             engine.submit(request, listener)
         gate.open()
@@ -107,9 +62,9 @@ def test_a_row_that_overflows_fails_alone(endless: LanguageHalf, tokenizer: PreT
     requests = [make_request(endless, seed=number, max_tokens=12) for number in range(3)]
     object.__setattr__(requests[1], "visual", torch.full((5, VISION_WIDTH), 3e38))
     oracle = Oracle(endless)
-    gate = Gate(endless.language_model)
     listeners = [Listener() for _ in requests]
-    with BatchEngine(endless, tokenizer) as engine:
+    with PagedEngine(endless, tokenizer) as engine:
+        gate = Gate(engine)
         for request, listener in zip(requests, listeners, strict=True):
             engine.submit(request, listener)
         gate.open()
@@ -135,7 +90,7 @@ def test_a_tokenizer_that_fails_fails_one_request_only(
     moody = copy.copy(tokenizer)
     moody.__class__ = Moody
     listeners = [Listener() for _ in requests]
-    with BatchEngine(endless, moody) as engine:
+    with PagedEngine(endless, moody) as engine:
         for request, listener in zip(requests, listeners, strict=True):
             engine.submit(request, listener)
         assert f"KeyError({poison})" in str(listeners[1].error)
@@ -153,26 +108,35 @@ def test_a_callback_that_raises_ends_its_own_request_only(
         raise RuntimeError("Event loop is closed")
 
     other = Listener()
-    with BatchEngine(endless, tokenizer) as engine, caplog.at_level(logging.CRITICAL + 1, "fastervlm_video"):
+    with PagedEngine(endless, tokenizer) as engine, caplog.at_level(logging.CRITICAL + 1, "fastervlm_video"):
         engine.submit(make_request(endless, seed=1, max_tokens=30), broken)
         engine.submit(make_request(endless, seed=2, max_tokens=30), other)
         assert len(other.finished.token_ids) == 30
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("error", [torch.AcceleratorError("device-side assert"), SystemExit(3)])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2"),
+        torch.OutOfMemoryError("out of memory"),
+        torch.AcceleratorError("device-side assert"),
+        SystemExit(3),
+    ],
+)
 def test_a_broken_engine_says_so_and_leaves_nobody_waiting(
     endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast, error: BaseException
 ) -> None:
-    gate = Gate(endless.language_model)
-    FailingOnce(endless.language_model, error, prefill=False, skip=2)
     listeners = [Listener() for _ in range(4)]
-    with BatchEngine(endless, tokenizer, max_batch_size=2) as engine:  # two of them are still waiting
+    with PagedEngine(endless, tokenizer, EngineLimits(max_batch_size=2)) as engine:  # two of them are still waiting
+        gate = Gate(engine)
+        fail_once(engine, error, skip=2)
         for number, listener in enumerate(listeners):
             engine.submit(make_request(endless, seed=number, max_tokens=20), listener)
         gate.open()
         for listener in listeners:
             assert isinstance(listener.error, UnavailableError)
+            assert str(error) in str(listener.error)
         wait_until(lambda: not engine.healthy)
         assert engine.running == engine.queue_depth == 0
         with pytest.raises(UnavailableError, match=type(error).__name__):
@@ -180,9 +144,9 @@ def test_a_broken_engine_says_so_and_leaves_nobody_waiting(
 
 
 def test_closing_fails_what_is_in_the_engine(endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast) -> None:
-    gate = Gate(endless.language_model)
     threads_before = set(threading.enumerate())
-    engine = BatchEngine(endless, tokenizer, max_batch_size=1)
+    engine = PagedEngine(endless, tokenizer, EngineLimits(max_batch_size=1))
+    gate = Gate(engine)
     (worker,) = set(threading.enumerate()) - threads_before
     active, waiting = Listener(), Listener()
     engine.submit(make_request(endless, max_tokens=50), active)
@@ -214,11 +178,37 @@ def test_closing_fails_what_is_in_the_engine(endless: LanguageHalf, tokenizer: P
         engine.submit(make_request(endless), Listener())
 
 
+@pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "engine.close()"])
+def test_a_process_ends_whether_or_not_its_engine_was_closed(ending: str) -> None:
+    """In the middle of an answer; whoever waits for it is told."""
+    code = f"""
+        from fastervlm_video.language import Failed, PagedEngine
+        from tests.language.toys import byte_level_tokenizer, make_half, make_request
+
+        def tell(event):
+            if isinstance(event, Failed):
+                print("told:", event.error, flush=True)
+
+        tokenizer = byte_level_tokenizer()
+        half = make_half(tokenizer, end_ids=[], context_length=100_000)
+        engine = PagedEngine(half, tokenizer)
+        engine.submit(make_request(half, max_tokens=90_000), tell)
+        while not engine.running:
+            pass
+        {ending}
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE_SECONDS, check=False)
+    assert result.returncode == (3 if "3" in ending else 0), result.stderr
+    assert "told: the language engine was closed" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
 def test_an_engine_can_be_closed_from_its_own_callback(
     endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     listener = Listener()
-    engine = BatchEngine(endless, tokenizer)
+    engine = PagedEngine(endless, tokenizer)
 
     def on_event(event: Event) -> None:
         listener(event)

@@ -33,7 +33,11 @@ _names = itertools.count()
 
 
 def make_half(
-    tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, end_ids: int | list[int] | None = None
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int = 0,
+    end_ids: int | list[int] | None = None,
+    context_length: int = CONTEXT_LENGTH,
 ) -> LanguageHalf:
     """A random Llama and Video-LLaVA projector; the wide initialisation makes its answers vary."""
     torch.manual_seed(seed)
@@ -44,7 +48,7 @@ def make_half(
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=CONTEXT_LENGTH,
+        max_position_embeddings=context_length,
         initializer_range=0.6,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id if end_ids is None else end_ids,
@@ -55,7 +59,7 @@ def make_half(
     )
     projector = VideoLlavaMultiModalProjector(VideoLlavaConfig(vision_config=vision, text_config=copy.deepcopy(text)))
     model = LlamaForCausalLM._from_config(text, attn_implementation="sdpa")
-    return LanguageHalf(model.eval(), projector.eval(), VISION_WIDTH, CONTEXT_LENGTH, "toy")
+    return LanguageHalf(model.eval(), projector.eval(), VISION_WIDTH, context_length, "toy")
 
 
 def make_request(
@@ -79,6 +83,29 @@ def make_request(
         prompt=Prompt(tuple(ids[:num_before]), num_visual, tuple(ids[num_before:])),
         visual=torch.randn(num_visual, VISION_WIDTH, generator=generator),
         sampling=SamplingParams(max_tokens, temperature, top_p, sampling_seed),
+    )
+
+
+def make_question(
+    half: LanguageHalf,
+    *,
+    video: int,
+    question: int,
+    num_visual: int = 40,
+    num_after: int = 9,
+    max_tokens: int = 8,
+    identity: str | None = "",
+) -> GenerationRequest:
+    """One of several questions about a video; by default the video's number is what it is known by."""
+    visual = torch.randn(num_visual, VISION_WIDTH, generator=torch.Generator().manual_seed(video))
+    vocabulary = half.language_model.config.vocab_size
+    after = torch.randint(len(SPECIAL), vocabulary, (num_after,), generator=torch.Generator().manual_seed(question))
+    return GenerationRequest(
+        request_id=f"toy-{next(_names)}",
+        prompt=Prompt((1, 9, 17), num_visual, tuple(after.tolist())),
+        visual=visual,
+        sampling=SamplingParams(max_tokens),
+        cache_identity=f"video {video}" if identity == "" else identity,
     )
 
 

@@ -8,7 +8,8 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from fastervlm_video.errors import CheckpointError, ContextLengthError, InvalidRequestError, OverloadedError
-from fastervlm_video.language import BatchEngine, Engine, Event, TextDelta, generate
+from fastervlm_video.language import Engine, EngineLimits, Event, PagedEngine, TextDelta, generate
+from fastervlm_video.language.admission import PAGE_TOKENS
 from fastervlm_video.models.base import LanguageHalf
 from tests.language.kit import Gate, Listener, check_answer, random_request, wait_until
 from tests.language.toys import (
@@ -23,15 +24,15 @@ from tests.language.toys import (
 
 
 def test_it_is_an_engine(half: LanguageHalf, tokenizer: PreTrainedTokenizerFast) -> None:
-    with BatchEngine(half, tokenizer, max_batch_size=3, max_queue=4) as engine:
+    with PagedEngine(half, tokenizer, EngineLimits(max_batch_size=3, max_queue=4)) as engine:
         assert isinstance(engine, Engine)
         assert (engine.capacity, engine.queue_depth, engine.running, engine.healthy) == (7, 0, 0, True)
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("max_batch_tokens", [None, 200])
+@pytest.mark.parametrize("kv_cache_tokens", [None, 200])
 def test_mixed_requests_are_answered_as_if_alone(
-    tokenizer: PreTrainedTokenizerFast, seed: int, max_batch_tokens: int | None
+    tokenizer: PreTrainedTokenizerFast, seed: int, kv_cache_tokens: int | None
 ) -> None:
     """Lengths, budgets, arrivals and departures at random; some are cancelled on the way."""
     rng = random.Random(seed)
@@ -41,7 +42,7 @@ def test_mixed_requests_are_answered_as_if_alone(
     listeners = [Listener() for _ in requests]
     doomed = set(rng.sample(range(len(requests)), 5))
     size = rng.choice([2, 5, 16])
-    with BatchEngine(half, tokenizer, max_batch_size=size, max_batch_tokens=max_batch_tokens) as engine:
+    with PagedEngine(half, tokenizer, EngineLimits(max_batch_size=size, kv_cache_tokens=kv_cache_tokens)) as engine:
         handles = []
         for number, (request, listener) in enumerate(zip(requests, listeners, strict=True)):
             handles.append(engine.submit(request, listener))
@@ -61,9 +62,9 @@ def test_mixed_requests_are_answered_as_if_alone(
 
 def test_requests_in_flight_together_share_forward_passes(tokenizer: PreTrainedTokenizerFast) -> None:
     half = make_half(tokenizer, end_ids=[])
-    gate = Gate(half.language_model)
     listeners = [Listener() for _ in range(8)]
-    with BatchEngine(half, tokenizer) as engine:
+    with PagedEngine(half, tokenizer) as engine:
+        gate = Gate(engine)
         for number, listener in enumerate(listeners):
             engine.submit(make_request(half, seed=number, num_visual=3 * number, max_tokens=20), listener)
         gate.open()
@@ -90,21 +91,19 @@ def test_a_newcomer_joins_a_running_batch_and_leaves_before_it(tokenizer: PreTra
             ends.append("long")
         long_listener(event)
 
-    with BatchEngine(half, tokenizer) as engine:
+    with PagedEngine(half, tokenizer) as engine:
         engine.submit(long, on_long)
         assert long_listener.finished.token_ids == Oracle(half).answer(long)
         assert short_listener.finished.token_ids == Oracle(half).answer(short)
     assert ends == ["short", "long"]
 
 
-@pytest.mark.parametrize(("limit", "rows"), [(None, 4), (2 * 32, 2), (3 * 32 - 1, 2), (32, 1)])
-def test_the_batch_stays_within_its_token_budget(
-    tokenizer: PreTrainedTokenizerFast, limit: int | None, rows: int
-) -> None:
+@pytest.mark.parametrize(("limit", "rows"), [(None, 4), (2 * 32, 2), (3 * 32 - PAGE_TOKENS, 2), (32, 1)])
+def test_the_batch_stays_within_its_cache(tokenizer: PreTrainedTokenizerFast, limit: int | None, rows: int) -> None:
     half = make_half(tokenizer, end_ids=[])
-    gate = Gate(half.language_model)
     listeners = [Listener() for _ in range(9)]
-    with BatchEngine(half, tokenizer, max_batch_size=4, max_batch_tokens=limit) as engine:
+    with PagedEngine(half, tokenizer, EngineLimits(max_batch_size=4, kv_cache_tokens=limit)) as engine:
+        gate = Gate(engine)
         for number, listener in enumerate(listeners):
             engine.submit(make_request(half, seed=number, num_visual=15, max_tokens=10), listener)
         gate.open()
@@ -116,7 +115,7 @@ def test_the_batch_stays_within_its_token_budget(
 def test_sentencepiece_answers_have_no_leading_blank() -> None:
     tokenizer = sentencepiece_tokenizer()
     half = make_half(tokenizer, end_ids=[])
-    with BatchEngine(half, tokenizer) as engine:
+    with PagedEngine(half, tokenizer) as engine:
         for seed in range(6):
             result = generate(engine, make_request(half, seed=seed, max_tokens=30))
             assert result.text == whole_text(tokenizer, list(result.token_ids))
@@ -128,9 +127,9 @@ def test_half_precision_and_padding_give_finite_answers(tokenizer: PreTrainedTok
     half = make_half(tokenizer, end_ids=[])
     torch.nn.Module.to(half.language_model, dtype)
     half.projector.to(dtype)
-    gate = Gate(half.language_model)
     listeners = [Listener() for _ in range(4)]
-    with BatchEngine(half, tokenizer) as engine:
+    with PagedEngine(half, tokenizer) as engine:
+        gate = Gate(engine)
         for number, listener in enumerate(listeners):
             engine.submit(make_request(half, seed=number, num_visual=12 * number), listener)
         gate.open()
@@ -143,7 +142,7 @@ def test_a_seeded_answer_does_not_depend_on_the_batch(half: LanguageHalf, tokeni
         make_request(half, seed=number, max_tokens=25, temperature=1.5, top_p=0.9, sampling_seed=number % 3)
         for number in range(9)
     ]
-    with BatchEngine(half, tokenizer, max_batch_size=4) as engine:
+    with PagedEngine(half, tokenizer, EngineLimits(max_batch_size=4)) as engine:
         alone = [generate(engine, request).token_ids for request in requests]
         listeners = [Listener() for _ in requests]
         for request, listener in zip(requests, listeners, strict=True):
@@ -153,7 +152,7 @@ def test_a_seeded_answer_does_not_depend_on_the_batch(half: LanguageHalf, tokeni
 
 def test_seeds_matter(tokenizer: PreTrainedTokenizerFast) -> None:
     half = make_half(tokenizer, end_ids=[])
-    with BatchEngine(half, tokenizer) as engine:
+    with PagedEngine(half, tokenizer) as engine:
         answers = [
             generate(engine, make_request(half, max_tokens=30, temperature=2.0, sampling_seed=seed)).token_ids
             for seed in (1, 2, None, None)
@@ -163,7 +162,6 @@ def test_seeds_matter(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_cancelling_frees_the_row_with_the_next_step(tokenizer: PreTrainedTokenizerFast) -> None:
     half = make_half(tokenizer, end_ids=[])
-    gate = Gate(half.language_model)
     first, second = Listener(), Listener()
     passes_when_cancelled = 0
 
@@ -174,7 +172,8 @@ def test_cancelling_frees_the_row_with_the_next_step(tokenizer: PreTrainedTokeni
             handle.cancel()
             passes_when_cancelled = gate.passes
 
-    with BatchEngine(half, tokenizer, max_batch_size=1) as engine:
+    with PagedEngine(half, tokenizer, EngineLimits(max_batch_size=1)) as engine:
+        gate = Gate(engine)
         handle = engine.submit(make_request(half, seed=1, max_tokens=70), on_first)
         engine.submit(make_request(half, seed=2, max_tokens=5), second)
         gate.open()
@@ -186,9 +185,9 @@ def test_cancelling_frees_the_row_with_the_next_step(tokenizer: PreTrainedTokeni
 def test_a_full_engine_says_so_and_a_cancelled_request_makes_room(
     half: LanguageHalf, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    gate = Gate(half.language_model)
     listeners = [Listener() for _ in range(4)]
-    with BatchEngine(half, tokenizer, max_batch_size=1, max_queue=1) as engine:
+    with PagedEngine(half, tokenizer, EngineLimits(max_batch_size=1, max_queue=1)) as engine:
+        gate = Gate(engine)
         engine.submit(make_request(half), listeners[0])
         wait_until(lambda: engine.running == 1)
         waiting = engine.submit(make_request(half), listeners[1])
@@ -209,7 +208,7 @@ def test_what_does_not_fit_the_model_is_refused(half: LanguageHalf, tokenizer: P
     good = make_request(half)
     vocabulary = half.language_model.config.vocab_size
     refused = Listener()
-    with BatchEngine(half, tokenizer, max_batch_tokens=50) as engine:
+    with PagedEngine(half, tokenizer, EngineLimits(kv_cache_tokens=50)) as engine:
         for ids in ((vocabulary,), (-1,)):
             request = make_request(half, num_before=1)
             object.__setattr__(request.prompt, "ids_before", ids)
@@ -221,8 +220,8 @@ def test_what_does_not_fit_the_model_is_refused(half: LanguageHalf, tokenizer: P
             engine.submit(wide, refused)
         with pytest.raises(ContextLengthError, match=f"context is {CONTEXT_LENGTH}"):
             engine.submit(make_request(half, max_tokens=CONTEXT_LENGTH - 11), refused)
-        with pytest.raises(ContextLengthError, match="51 cache slots, but the engine has 50"):
-            engine.submit(make_request(half, max_tokens=39), refused)
+        with pytest.raises(ContextLengthError, match="65 cache slots, but the engine has 64"):  # 50, in whole pages
+            engine.submit(make_request(half, max_tokens=53), refused)
         assert generate(engine, good).token_ids == Oracle(half).answer(good)
     assert refused.events == []
 
@@ -230,7 +229,7 @@ def test_what_does_not_fit_the_model_is_refused(half: LanguageHalf, tokenizer: P
 @pytest.mark.parametrize("limits", [{"max_batch_size": 0}, {"max_queue": -1}, {"max_batch_tokens": 0}])
 def test_bad_limits_are_refused(half: LanguageHalf, tokenizer: PreTrainedTokenizerFast, limits: dict[str, int]) -> None:
     with pytest.raises(InvalidRequestError, match="at least"):
-        BatchEngine(half, tokenizer, **limits)
+        PagedEngine(half, tokenizer, EngineLimits(**limits))
 
 
 def test_models_with_other_caches_are_refused(half: LanguageHalf, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -245,4 +244,4 @@ def test_models_with_other_caches_are_refused(half: LanguageHalf, tokenizer: Pre
     )
     sliding = LanguageHalf(MistralForCausalLM(config), half.projector, VISION_WIDTH, CONTEXT_LENGTH, "toy")
     with pytest.raises(CheckpointError, match="Sliding"):
-        BatchEngine(sliding, tokenizer)
+        PagedEngine(sliding, tokenizer)

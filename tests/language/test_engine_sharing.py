@@ -1,0 +1,263 @@
+"""Questions about one video share its keys and values; those about others do not; and nothing stays behind."""
+
+import random
+import threading
+from unittest.mock import patch
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from fastervlm_video.language import EngineLimits, GenerationRequest, PagedEngine, generate
+from fastervlm_video.language.admission import PAGE_TOKENS
+from fastervlm_video.language.visual_table import VisualTable
+from fastervlm_video.models.base import LanguageHalf
+from tests.language.kit import Gate, Listener, check_answer, holdings, run_on_engine, wait_until
+from tests.language.toys import Oracle, make_half, make_question, make_request
+
+BEFORE = 3  # ids in front of the video
+
+
+def whole_pages(num_visual: int) -> int:
+    return (BEFORE + num_visual) // PAGE_TOKENS * PAGE_TOKENS
+
+
+@pytest.fixture
+def endless(tokenizer: PreTrainedTokenizerFast) -> LanguageHalf:
+    return make_half(tokenizer, end_ids=[], context_length=512)
+
+
+@pytest.mark.parametrize("num_visual", [104, 208])
+def test_a_second_question_computes_only_what_is_new(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast, num_visual: int
+) -> None:
+    first, second = (make_question(endless, video=1, question=number, num_visual=num_visual) for number in (1, 2))
+    oracle = Oracle(endless)
+    with PagedEngine(endless, tokenizer) as engine:
+        gate = Gate(engine)
+        gate.open()
+        cold = generate(engine, first)
+        assert cold.usage.cached_tokens == 0
+        assert gate.tokens[0] == len(first.prompt)
+        passes = gate.passes
+        warm = generate(engine, second)
+        assert warm.usage.cached_tokens == whole_pages(num_visual)
+        assert gate.tokens[passes] == len(second.prompt) - whole_pages(num_visual)
+        again = generate(engine, first)
+    assert cold.token_ids == again.token_ids == oracle.answer(first)
+    assert warm.token_ids == oracle.answer(second)
+    with PagedEngine(endless, tokenizer) as engine:
+        assert generate(engine, second).token_ids == warm.token_ids
+
+
+def test_one_token_answers_leave_their_video_behind_too(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with PagedEngine(endless, tokenizer) as engine:
+        generate(engine, make_question(endless, video=1, question=1, max_tokens=1))
+        assert generate(engine, make_question(endless, video=1, question=2)).usage.cached_tokens == whole_pages(40)
+
+
+def test_while_a_video_is_computed_its_other_questions_wait_and_other_videos_do_not(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    oracle = Oracle(endless)
+    questions = [make_question(endless, video=1, question=number) for number in range(4)]
+    other = make_question(endless, video=2, question=0)
+    listeners = [Listener() for _ in range(5)]
+    with PagedEngine(endless, tokenizer) as engine:
+        gate = Gate(engine)
+        blocker = engine.submit(make_request(endless), Listener())  # holds the engine while the others come
+        wait_until(lambda: engine.running == 1)
+        for request, listener in zip([*questions, other], listeners, strict=True):
+            engine.submit(request, listener)
+        blocker.cancel()
+        gate.open(2)
+        wait_until(lambda: gate.passes == 2)
+        assert (engine.running, engine.queue_depth) == (2, 3)
+        gate.open()
+        for request, listener in zip([*questions, other], listeners, strict=True):
+            check_answer(request, listener, oracle, tokenizer)
+        cached = [listener.finished.usage.cached_tokens for listener in listeners]
+    assert cached == [0, *[whole_pages(40)] * 3, 0]
+    assert gate.tokens[1] == len(questions[0].prompt) + len(other.prompt)
+    assert gate.tokens[2] == sum(len(question.prompt) - whole_pages(40) for question in questions[1:]) + 2
+
+
+def test_who_waits_for_a_video_takes_over_if_its_first_question_goes(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    first, second = (make_question(endless, video=1, question=number) for number in (1, 2))
+    listener = Listener()
+    with PagedEngine(endless, tokenizer, EngineLimits(max_batch_tokens=8)) as engine:
+        gate = Gate(engine)
+        handle = engine.submit(first, Listener())
+        engine.submit(second, listener)
+        gate.open(2)  # in the middle of the video
+        wait_until(lambda: gate.passes == 2)
+        assert (engine.running, engine.queue_depth) == (1, 1)
+        handle.cancel()
+        gate.open()
+        check_answer(second, listener, Oracle(endless), tokenizer)
+    assert listener.finished.usage.cached_tokens in (0, PAGE_TOKENS)  # what was whole by then
+
+
+def test_identities_do_not_share_and_none_shares_with_nobody(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """The very same visual tokens under other names: tenants, say."""
+    oracle = Oracle(endless)
+    with PagedEngine(endless, tokenizer) as engine:
+        for identity in ("one", "two", None, None):
+            request = make_question(endless, video=1, question=1, identity=identity)
+            result = generate(engine, request)
+            assert result.usage.cached_tokens == 0
+            assert result.token_ids == oracle.answer(request)
+        assert generate(engine, make_question(endless, video=1, question=2, identity="one")).usage.cached_tokens > 0
+
+
+def test_the_same_video_at_two_budgets_is_two_token_sets(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    oracle = Oracle(endless)
+    with PagedEngine(endless, tokenizer) as engine:
+        for num_visual in (40, 20, 40, 20):
+            request = make_question(endless, video=1, question=1, num_visual=num_visual)
+            assert generate(engine, request).token_ids == oracle.answer(request)
+
+
+def test_text_without_a_video_shares_its_beginning(endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast) -> None:
+    request = make_question(endless, video=1, question=1, num_visual=0, num_after=40)
+    with PagedEngine(endless, tokenizer) as engine:
+        results = [generate(engine, request) for _ in range(2)]
+    assert [result.usage.cached_tokens for result in results] == [0, 32]
+    assert results[0].token_ids == results[1].token_ids == Oracle(endless).answer(request)
+
+
+def _traffic(half: LanguageHalf, seed: int, count: int, *, videos: int) -> list[GenerationRequest]:
+    rng = random.Random(seed)
+    return [
+        make_question(
+            half,
+            video=(video := rng.randrange(videos)),
+            question=rng.randrange(5),
+            num_visual=[0, 9, 30, 55][video % 4],
+            num_after=rng.randint(1, 20),
+            max_tokens=rng.choice([1, 2, 6, 14]),
+            identity=None if rng.random() < 0.2 else "",
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        EngineLimits(),
+        EngineLimits(max_batch_size=3),
+        EngineLimits(max_batch_tokens=7),
+        EngineLimits(max_batch_tokens=1, max_batch_size=4),
+        EngineLimits(kv_cache_tokens=192),
+        EngineLimits(kv_cache_tokens=256, max_batch_tokens=11, visual_rows=128),
+        EngineLimits(visual_rows=64),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_random_traffic_about_few_videos_is_answered_as_if_each_were_alone(
+    tokenizer: PreTrainedTokenizerFast, seed: int, limits: EngineLimits
+) -> None:
+    """Pieces of prompts, evicted prefixes, tables that are too small, and cancellations."""
+    half = make_half(tokenizer, seed=seed, end_ids=[2, *range(60, 80)], context_length=128)
+    oracle, rng = Oracle(half), random.Random(seed)
+    requests = _traffic(half, seed, 40, videos=9)
+    doomed = set(rng.sample(range(40), 8))
+    listeners = [Listener() for _ in requests]
+    with PagedEngine(half, tokenizer, limits) as engine:
+        before = holdings(engine)
+        handles = []
+        for number, (request, listener) in enumerate(zip(requests, listeners, strict=True)):
+            handles.append(engine.submit(request, listener))
+            if (earlier := number - rng.randint(0, 4)) in doomed:
+                handles[earlier].cancel()
+        for number in doomed:
+            handles[number].cancel()
+        for number, request in enumerate(requests):
+            if number not in doomed:
+                check_answer(request, listeners[number], oracle, tokenizer)
+        assert holdings(engine) == before
+
+
+def test_used_up_ids_drain_the_engine_and_numbering_begins_again(tokenizer: PreTrainedTokenizerFast) -> None:
+    half = make_half(tokenizer, end_ids=[], context_length=128)
+    oracle, vocabulary = Oracle(half), half.language_model.config.vocab_size
+    requests = _traffic(half, 3, 60, videos=12)
+    renumber = VisualTable.renumber
+    with patch.object(VisualTable, "renumber", autospec=True, side_effect=renumber) as renumbered:
+        limits = EngineLimits(max_batch_size=4, visual_rows=128, largest_id=vocabulary + 2 * 128 - 1)
+        with PagedEngine(half, tokenizer, limits) as engine:
+            before = holdings(engine)
+            listeners = [Listener() for _ in requests]
+            for request, listener in zip(requests, listeners, strict=True):
+                engine.submit(request, listener)
+            for request, listener in zip(requests, listeners, strict=True):
+                check_answer(request, listener, oracle, tokenizer)
+            holdings(engine)
+            run_on_engine(engine, engine._turns._renumber)
+            assert holdings(engine) == before
+        assert renumbered.call_count > 2
+
+
+def test_a_cancelled_request_leaves_no_prefix_for_numbers_that_begin_again(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Its pages come back in the very turn in which numbering begins again; another video then has its ids."""
+    half = make_half(tokenizer, end_ids=[], context_length=128)
+    vocabulary = half.language_model.config.vocab_size
+    old, new = (make_question(half, video=video, question=1, num_visual=61, max_tokens=20) for video in (1, 2))
+    listener = Listener()
+    with PagedEngine(half, tokenizer, EngineLimits(visual_rows=64, largest_id=vocabulary + 63)) as engine:
+        gate = Gate(engine)
+        handle = engine.submit(old, Listener())
+        gate.open(2)
+        wait_until(lambda: gate.passes == 2)
+        engine.submit(new, listener)
+        handle.cancel()
+        gate.open()
+        check_answer(new, listener, Oracle(half), tokenizer)
+    assert listener.finished.usage.cached_tokens == 0
+
+
+def test_cancelling_frees_pages_and_rows_within_one_step(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    request = make_question(endless, video=1, question=1, max_tokens=100, identity=None)
+    with PagedEngine(endless, tokenizer) as engine:
+        before = holdings(engine)
+        gate = Gate(engine)
+        reached = threading.Event()
+        handle = engine.submit(request, lambda event: reached.set())
+        gate.open(4)
+        assert reached.wait(60)
+        assert engine._turns._table.free_rows < before.free_rows
+        handle.cancel()
+        gate.open(5)
+        wait_until(lambda: engine.running == 0)
+        assert gate.passes <= 5
+        assert engine._turns._table.free_rows == before.free_rows
+        assert engine._batcher.free_pages + engine._batcher.idle_pages == before.free_pages
+        assert holdings(engine) == before
+
+
+def test_few_pages_are_enough_for_many_questions_about_one_video(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Sixteen requests of eight pages each, six of them shared, in a cache of forty."""
+    oracle = Oracle(endless)
+    questions = [make_question(endless, video=1, question=n, num_visual=93, max_tokens=20) for n in range(16)]
+    listeners = [Listener() for _ in questions]
+    with PagedEngine(endless, tokenizer, EngineLimits(kv_cache_tokens=40 * PAGE_TOKENS)) as engine:
+        gate = Gate(engine)
+        for question, listener in zip(questions, listeners, strict=True):
+            engine.submit(question, listener)
+        gate.open()
+        for question, listener in zip(questions, listeners, strict=True):
+            check_answer(question, listener, oracle, tokenizer)
+    assert max(gate.rows) >= 15

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastervlm_video.config import SamplingParams
-from fastervlm_video.language import BatchEngine, Finished, GenerationRequest, TextDelta, generate, iter_events
+from fastervlm_video.language import Finished, GenerationRequest, PagedEngine, TextDelta, generate, iter_events
 from fastervlm_video.language.stop import StopMatcher
 from tests.language.kit import Listener
 from tests.language.toys import byte_level_tokenizer, make_half, make_request, whole_text
@@ -68,13 +68,13 @@ def test_without_stop_strings_everything_passes_at_once() -> None:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[BatchEngine]:
+def engine() -> Iterator[PagedEngine]:
     # With no end token in reach, every answer has all its tokens.
-    with BatchEngine(make_half(TOKENIZER, end_ids=TOKENIZER.convert_tokens_to_ids("<pad>")), TOKENIZER) as engine:
+    with PagedEngine(make_half(TOKENIZER, end_ids=TOKENIZER.convert_tokens_to_ids("<pad>")), TOKENIZER) as engine:
         yield engine
 
 
-def request_with(engine: BatchEngine, stop: tuple[str, ...], seed: int = 0, max_tokens: int = 30) -> GenerationRequest:
+def request_with(engine: PagedEngine, stop: tuple[str, ...], seed: int = 0, max_tokens: int = 30) -> GenerationRequest:
     request = make_request(engine._half, seed=seed, num_before=2, num_after=2, max_tokens=max_tokens)
     return GenerationRequest(
         request.request_id, request.prompt, request.visual, SamplingParams(max_tokens=max_tokens, stop=stop)
@@ -82,7 +82,7 @@ def request_with(engine: BatchEngine, stop: tuple[str, ...], seed: int = 0, max_
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_an_answer_ends_before_its_stop_string_whichever_part_of_it_that_is(engine: BatchEngine, seed: int) -> None:
+def test_an_answer_ends_before_its_stop_string_whichever_part_of_it_that_is(engine: PagedEngine, seed: int) -> None:
     free = generate(engine, request_with(engine, (), seed))
     assert len(free.text) > 8
     for begin in range(0, len(free.text) - 3, 4):
@@ -98,14 +98,14 @@ def test_an_answer_ends_before_its_stop_string_whichever_part_of_it_that_is(engi
             assert stop not in whole_text(TOKENIZER, list(got.token_ids[:-1]))
 
 
-def test_a_stop_string_that_never_comes_leaves_the_answer_whole(engine: BatchEngine) -> None:
+def test_a_stop_string_that_never_comes_leaves_the_answer_whole(engine: PagedEngine) -> None:
     free = generate(engine, request_with(engine, ()))
     last = free.text[-1]
     got = generate(engine, request_with(engine, (last + "never said",)))  # its beginning is held back to the end
     assert (got.text, got.finish_reason, got.token_ids) == (free.text, "length", free.token_ids)
 
 
-def test_a_streamed_answer_shows_no_part_of_it(engine: BatchEngine) -> None:
+def test_a_streamed_answer_shows_no_part_of_it(engine: PagedEngine) -> None:
     free = generate(engine, request_with(engine, ()))
     stop = free.text[5:9]
     events = list(iter_events(engine, request_with(engine, (stop,))))
@@ -120,7 +120,7 @@ def test_a_streamed_answer_shows_no_part_of_it(engine: BatchEngine) -> None:
     assert finished.usage.completion_tokens == len(finished.token_ids) < 30
 
 
-def test_one_that_stops_leaves_the_others_alone(engine: BatchEngine) -> None:
+def test_one_that_stops_leaves_the_others_alone(engine: PagedEngine) -> None:
     free = [generate(engine, request_with(engine, (), seed)) for seed in range(4)]
     listeners = [Listener() for _ in free]
     for seed, (listener, whole) in enumerate(zip(listeners, free, strict=True)):

@@ -18,7 +18,7 @@ define compile
 	sed -i '/^torch==/,/[^\\]$$/d' $(2)
 endef
 
-.PHONY: help demo serve test check bench format lock clean
+.PHONY: help demo serve test check bench bench-engine format lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list

@@ -172,9 +172,10 @@ class FirstToken(BaseStreamer):
     def __init__(self) -> None:
         self.at = 0.0
 
-    def put(self, value: Tensor) -> None:  # noqa: ARG002 - transformers' interface
-        """With embeddings for a prompt, the first call is the first token's."""
-        self.at = self.at or time.perf_counter()
+    def put(self, value: Tensor) -> None:
+        """The prompt comes first; being embedded, it has no ids."""
+        if value.numel():
+            self.at = self.at or time.perf_counter()
 
     def end(self) -> None:
         """Nothing to do."""

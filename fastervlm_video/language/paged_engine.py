@@ -148,9 +148,10 @@ class PagedEngine:
             logger.error("the language engine broke and must be restarted", exc_info=error)
         what = f"{type(error).__name__}: {error}" if error is not None else "its thread ended"
         reason = self._waiting.close(f"the language engine broke ({what}) and must be restarted")
-        _fail([*self._turns.jobs(), *self._waiting.empty()], reason)
+        jobs = [*self._turns.jobs(), *self._waiting.empty()]
         self._turns.clear()
         self._embedding.release()
+        _fail(jobs, reason)
 
 
 def _fail(jobs: Iterable[Job], reason: str) -> None:

@@ -95,13 +95,15 @@ def _ask(client: httpx.Client, file_id: str, question: str, options: dict[str, A
     if not options.get("stream"):
         answer: dict[str, Any] = client.post("/v1/ask", json=body).raise_for_status().json()
         return answer
+    pieces = 0
     with client.stream("POST", "/v1/ask", json=body) as response:
         response.raise_for_status()
         for name, data in _events(response):
+            pieces += name == "delta"
             if name == "error":
                 raise FasterVLMError(data["error"]["message"])
             if name == "done":
-                return data
+                return data | {"pieces": pieces}
     raise FasterVLMError("the stream ended before its end")
 
 
@@ -123,7 +125,9 @@ def _show_answers(console: Console, question: Question, full: dict[str, Any], pr
         seconds = ", ".join(f"{name} {value:.3f}" for name, value in video["seconds"].items())
         reused, prompt = answer["usage"]["prompt_tokens_details"]["cached_tokens"], answer["usage"]["prompt_tokens"]
         table.add_row(f"{video['tokens_kept']} tokens", f"[bold]{said}[/bold] ({verdict})")
-        table.add_row("", f"[dim]cache {video['cache']}; {reused} of {prompt} prompt tokens reused; {seconds}[/dim]")
+        pieces = f"streamed in {answer['pieces']} pieces; " if "pieces" in answer else ""
+        reuse = f"{reused} of {prompt} prompt tokens reused"
+        table.add_row("", f"[dim]{pieces}cache {video['cache']}; {reuse}; {seconds}[/dim]")
     if full["answer"] != pruned["answer"]:
         table.add_row("", "[yellow]Pruning changed this answer.[/yellow]")
     console.print(table)

@@ -71,7 +71,7 @@ def _mark_lessons(axes: Axes, lines: list[Line]) -> None:
     for line in lines:
         if line["phase"] == "language" and (now := _frames_shown(line["values"])) > shown:
             axes.axvline(line["step"], color="grey", linewidth=0.8, linestyle=":")
-            axes.text(line["step"], 1.03, f"{now} frame{'s' * (now > 1)}", fontsize=7)
+            axes.text(line["step"], 1.03, f"{now} f.", fontsize=7)
             shown = now
 
 

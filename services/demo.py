@@ -78,8 +78,8 @@ def _ask_over_http(console: Console, settings: Settings, video: Path, questions:
             url = stack.enter_context(running_service(settings, show_logs=False))
         console.print(f"[bold]2.[/bold] The service is ready at {url} after {time.perf_counter() - begin:.0f} s.")
         client = stack.enter_context(httpx.Client(base_url=url, timeout=_HTTP_TIMEOUT_SECONDS))
-        model = client.get("/v1/models").raise_for_status().json()["data"][0]
-        upload = client.post("/v1/files", files={"file": (video.name, video.read_bytes())}).raise_for_status().json()
+        model = _checked(client.get("/v1/models")).json()["data"][0]
+        upload = _checked(client.post("/v1/files", files={"file": (video.name, video.read_bytes())})).json()
         console.print(f"[bold]3.[/bold] Uploaded it: {upload['id'][:17]}… ({upload['bytes']} bytes)")
         console.print(
             f"[bold]4.[/bold] Asked {model['id']}, with all visual tokens and with {_KEEP_RATIO:.0%} of them:"
@@ -93,18 +93,25 @@ def _ask_over_http(console: Console, settings: Settings, video: Path, questions:
 def _ask(client: httpx.Client, file_id: str, question: str, options: dict[str, Any]) -> dict[str, Any]:
     body = {"file_id": file_id, "question": question, "max_tokens": _ANSWER_TOKENS, **options}
     if not options.get("stream"):
-        answer: dict[str, Any] = client.post("/v1/ask", json=body).raise_for_status().json()
+        answer: dict[str, Any] = _checked(client.post("/v1/ask", json=body)).json()
         return answer
     pieces = 0
     with client.stream("POST", "/v1/ask", json=body) as response:
-        response.raise_for_status()
-        for name, data in _events(response):
+        if response.is_error:
+            response.read()
+        for name, data in _events(_checked(response)):
             pieces += name == "delta"
             if name == "error":
                 raise FasterVLMError(data["error"]["message"])
             if name == "done":
                 return data | {"pieces": pieces}
     raise FasterVLMError("the stream ended before its end")
+
+
+def _checked(response: httpx.Response) -> httpx.Response:
+    if response.is_error:
+        raise FasterVLMError(f"the service answered {response.status_code}: {response.text[:500]}")
+    return response
 
 
 def _events(response: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_retention", "require_matplotlib"]
 
-# Okabe and Ito's colours, told apart by colour-blind readers; black is the project's own method.
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#7A5195", "#5B8E23", "#A0A0A0")
+# Mostly Okabe and Ito's colours, which colour-blind readers tell apart; markers do the rest. Black is the default
+# method.
+_COLORS = (
+    *("#0072B2", "#C00000", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"),
+    *("#8C6D31", "#7A5195", "#5B8E23", "#A0A0A0", "#E69F00", "#1B4F4F"),
+)
 _MARKERS = "osD^vP*Xhp"
 _OWN_BAND, _OTHER_BAND = 0.16, 0.07  # opacity
 _GREY = "#666666"

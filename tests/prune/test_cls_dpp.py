@@ -18,7 +18,7 @@ def oracle(attention: np.ndarray, features: np.ndarray, k: int) -> list[list[int
     def determinant(frame: int, chosen: list[int]) -> float:
         x = features[frame, chosen]
         x = x / np.linalg.norm(x, axis=1, keepdims=True)
-        weight = np.sqrt(attention[frame, chosen])
+        weight = attention[frame, chosen] ** 0.05
         return float(np.linalg.det(weight[:, None] * (1 + x @ x.T) / 2 * weight)) if chosen else 1.0
 
     kept: list[list[int]] = [[] for _ in range(frames)]

@@ -6,6 +6,7 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ class Once:
         self.ends = 0
         self.late = 0
         self.cancelled = False
+        self.last_event: Event | None = None
         self.cancel_after = rng.choice([None, None, None, 0, 1, 3])
         self.done = threading.Event()
         self._events = 0
@@ -43,6 +45,7 @@ class Once:
     def __call__(self, event: Event) -> None:
         self.late += self.ends
         self._events += 1
+        self.last_event = event
         if not isinstance(event, TextDelta):
             self.ends += 1
             self.done.set()
@@ -52,6 +55,12 @@ class Once:
 
 
 def _request(half: LanguageHalf, rng: random.Random) -> GenerationRequest:
+    request = _any_request(half, rng)
+    stop = tuple(rng.sample("aeiorst ", 2)) if rng.random() < 0.4 else ()
+    return replace(request, sampling=replace(request.sampling, stop=stop))
+
+
+def _any_request(half: LanguageHalf, rng: random.Random) -> GenerationRequest:
     if rng.random() < 0.3:
         temperature = rng.choice([0.0, 1.0])
         return make_request(half, seed=rng.randrange(50), num_visual=rng.choice([0, 5, 20]), temperature=temperature)
@@ -92,7 +101,8 @@ def _client(engine: PagedEngine, half: LanguageHalf, seed: int, ends: list[Once]
 
 
 def test_a_thousand_requests_end_exactly_once_and_leave_nothing_behind(tokenizer: PreTrainedTokenizerFast) -> None:
-    half = make_half(tokenizer, end_ids=[2, *range(60, 90)], context_length=128)
+    end_ids = [2, *range(60, 90)]
+    half = make_half(tokenizer, end_ids=end_ids, context_length=128)
     limits = EngineLimits(max_batch_size=12, max_queue=30, max_batch_tokens=64, kv_cache_tokens=512, visual_rows=256)
     ends: list[list[Once]] = [[] for _ in range(THREADS)]
     with PagedEngine(half, tokenizer, limits) as engine:
@@ -107,6 +117,9 @@ def test_a_thousand_requests_end_exactly_once_and_leave_nothing_behind(tokenizer
     everyone = [once for mine in ends for once in mine]
     assert len(everyone) == THREADS * REQUESTS
     assert sum(once.cancelled for once in everyone) > 100
+    finished = [once.last_event for once in everyone if isinstance(once.last_event, Finished)]
+    stopped = [end for end in finished if end.finish_reason == "stop" and end.token_ids[-1] not in end_ids]
+    assert len(stopped) > 50  # by a stop string, of which the batcher beneath knows nothing
     for once in everyone:
         assert once.ends == 1 or (once.cancelled and once.ends == 0)
         assert once.late == 0

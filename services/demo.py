@@ -1,9 +1,9 @@
 """The demo: start the service, make a video, ask about it over HTTP, draw what was kept, stop.
 
 Everything is real: an H.264 file, an upload, Ray Serve stages, Redis, and the model that ``FASTERVLM_MODEL``
-names. Each question is asked twice, with all visual tokens and, streamed, with a tenth of them, and both answers are
-held against what was drawn. From the second question on, the video's tokens come from the cache, and its keys and
-values from the language stage's memory. Run it with ``make demo``.
+names. Each question is asked twice, with all visual tokens and with a tenth of them, and both answers are held against
+what was drawn; then a story is told, streamed. From the second question on, the video's tokens come from the cache,
+and its keys and values from the language stage's memory. Run it with ``make demo``.
 """
 
 import json
@@ -34,7 +34,10 @@ _SCENE_SEED = 8
 _FPS = 12
 _KEEP_RATIO = 0.1
 _KINDS = ("color", "count", "motion", "order")
+_STORY = "describe"
 _ANSWER_TOKENS = 12
+_CHAT_KEEP_RATIO = 0.25
+_CHAT_TOKENS = 40
 _HTTP_TIMEOUT_SECONDS = 120.0
 
 
@@ -53,9 +56,9 @@ def main() -> int:
         )
         with tempfile.TemporaryDirectory(prefix="fastervlm-demo-") as runtime_dir:
             settings = load_settings(runtime_dir=Path(runtime_dir), port=_free_port(), log_level="WARNING")
-            _ask_over_http(console, settings, video, _questions(scene))
+            _ask_over_http(console, settings, video, scene)
         picture = _draw(settings, video)
-        console.print(f"[bold]5.[/bold] Drew the frames with the kept patches lit: [bold]{picture}[/bold]")
+        console.print(f"[bold]6.[/bold] Drew the frames with the kept patches lit: [bold]{picture}[/bold]")
     except FasterVLMError as exc:
         console.print(f"[red]error:[/red] {exc.message}", markup=True)
         return 1
@@ -63,15 +66,18 @@ def main() -> int:
     return 0
 
 
-def _questions(scene: Scenes) -> list[Question]:
-    """One question of each kind, with the answer that follows from how the video was made."""
-    asked = ask_about(scene, 0, frame_times(DEFAULT_NUM_FRAMES), np.random.default_rng(_SCENE_SEED))
-    return [next(question for question in asked if question.kind == kind) for kind in _KINDS]
+def _questions(scene: Scenes) -> tuple[list[Question], Question]:
+    """One question of each kind, and one for a story, with the answers that follow from how the video was made."""
+    times, rng = frame_times(DEFAULT_NUM_FRAMES), np.random.default_rng(_SCENE_SEED)
+    asked = ask_about(scene, 0, times, rng)
+    story = next(one for one in ask_about(scene, 0, times, rng, training=True) if one.kind == _STORY)
+    return [next(one for one in asked if one.kind == kind) for kind in _KINDS], story
 
 
-def _ask_over_http(console: Console, settings: Settings, video: Path, questions: list[Question]) -> None:
+def _ask_over_http(console: Console, settings: Settings, video: Path, scene: Scenes) -> None:
     from services.run import running_service
 
+    questions, story = _questions(scene)
     with ExitStack() as stack:
         with console.status("Starting Ray Serve: Api, Decoder, Encoder, Generator, and Redis …"):
             begin = time.perf_counter()
@@ -85,42 +91,61 @@ def _ask_over_http(console: Console, settings: Settings, video: Path, questions:
             f"[bold]4.[/bold] Asked {model['id']}, with all visual tokens and with {_KEEP_RATIO:.0%} of them:"
         )
         for question in questions:
-            full = _ask(client, upload["id"], question.text, {"keep_ratio": 1.0})
-            pruned = _ask(client, upload["id"], question.text, {"keep_ratio": _KEEP_RATIO, "stream": True})
+            full = _ask(client, upload["id"], question.text, 1.0)
+            pruned = _ask(client, upload["id"], question.text, _KEEP_RATIO)
             _show_answers(console, question, full, pruned)
+        console.print(f"[bold]5.[/bold] Chatted about it, streamed, with {_CHAT_KEEP_RATIO:.0%} of the tokens, twice:")
+        for _ in range(2):
+            _chat(console, client, model["id"], upload["id"], story)
 
 
-def _ask(client: httpx.Client, file_id: str, question: str, options: dict[str, Any]) -> dict[str, Any]:
-    body = {"file_id": file_id, "question": question, "max_tokens": _ANSWER_TOKENS, **options}
-    if not options.get("stream"):
-        answer: dict[str, Any] = _checked(client.post("/v1/ask", json=body)).json()
-        return answer
-    pieces = 0
-    with client.stream("POST", "/v1/ask", json=body) as response:
+def _ask(client: httpx.Client, file_id: str, question: str, keep_ratio: float) -> dict[str, Any]:
+    body = {"file_id": file_id, "question": question, "max_tokens": _ANSWER_TOKENS, "keep_ratio": keep_ratio}
+    answer: dict[str, Any] = _checked(client.post("/v1/ask", json=body)).json()
+    return answer
+
+
+def _chat(console: Console, client: httpx.Client, model: str, file_id: str, question: Question) -> None:
+    """Ask in OpenAI's words, and show the pieces of the answer as they come."""
+    content = [{"type": "video_url", "video_url": {"url": file_id}}, {"type": "text", "text": question.text}]
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "max_completion_tokens": _CHAT_TOKENS,
+        "temperature": 0,
+        "keep_ratio": _CHAT_KEEP_RATIO,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    console.print(f"   [bold]Q[/bold]  {question.text}\n      ", end="")
+    said, usage = "", dict[str, Any]()
+    with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.is_error:
             response.read()
-        for name, data in _events(_checked(response)):
-            pieces += name == "delta"
-            if name == "error":
-                raise FasterVLMError(data["error"]["message"])
-            if name == "done":
-                return data | {"pieces": pieces}
-    raise FasterVLMError("the stream ended before its end")
+        for chunk in _chunks(_checked(response)):
+            piece = chunk["choices"][0]["delta"].get("content", "") if chunk["choices"] else ""
+            console.print(f"[bold]{piece}[/bold]", end="", soft_wrap=True)
+            said += piece
+            usage = chunk.get("usage") or usage
+    reused = usage["prompt_tokens_details"]["cached_tokens"]
+    verdict = "[green]right[/green]" if said.strip() == question.answer else f"[red]wrong[/red]: {question.answer}"
+    console.print(f" ({verdict})\n      [dim]{reused} of {usage['prompt_tokens']} prompt tokens reused[/dim]")
+
+
+def _chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    for line in response.iter_lines():
+        data = line.removeprefix("data: ")
+        if data and data != "[DONE]":
+            chunk = json.loads(data)
+            if "error" in chunk:
+                raise FasterVLMError(chunk["error"]["message"])
+            yield chunk
 
 
 def _checked(response: httpx.Response) -> httpx.Response:
     if response.is_error:
         raise FasterVLMError(f"the service answered {response.status_code}: {response.text[:500]}")
     return response
-
-
-def _events(response: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
-    name = ""
-    for line in response.iter_lines():
-        if line.startswith("event: "):
-            name = line.removeprefix("event: ")
-        elif line.startswith("data: "):
-            yield name, json.loads(line.removeprefix("data: "))
 
 
 def _show_answers(console: Console, question: Question, full: dict[str, Any], pruned: dict[str, Any]) -> None:
@@ -132,9 +157,8 @@ def _show_answers(console: Console, question: Question, full: dict[str, Any], pr
         seconds = ", ".join(f"{name} {value:.3f}" for name, value in video["seconds"].items())
         reused, prompt = answer["usage"]["prompt_tokens_details"]["cached_tokens"], answer["usage"]["prompt_tokens"]
         table.add_row(f"{video['tokens_kept']} tokens", f"[bold]{said}[/bold] ({verdict})")
-        pieces = f"streamed in {answer['pieces']} pieces; " if "pieces" in answer else ""
         reuse = f"{reused} of {prompt} prompt tokens reused"
-        table.add_row("", f"[dim]{pieces}cache {video['cache']}; {reuse}; {seconds}[/dim]")
+        table.add_row("", f"[dim]cache {video['cache']}; {reuse}; {seconds}[/dim]")
     if full["answer"] != pruned["answer"]:
         table.add_row("", "[yellow]Pruning changed this answer.[/yellow]")
     console.print(table)

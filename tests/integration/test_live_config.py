@@ -54,9 +54,20 @@ def _wait_for_default(url: str, keep_ratio: float) -> None:
     seen: list[float | None] = []
     while seen[-8:] != [keep_ratio] * 8:  # of all replicas
         assert time.monotonic() < deadline, (seen, serve.status())
-        response = httpx.get(f"{url}/v1/models", timeout=TIMEOUT_SECONDS)
-        seen.append(response.json()["data"][0]["default_keep_ratio"] if response.status_code == 200 else None)
+        seen.append(_default_of(url))
         time.sleep(0.1)
+
+
+def _default_of(url: str) -> float | None:
+    """None as long as no replica answers."""
+    try:
+        response = httpx.get(f"{url}/v1/models", timeout=TIMEOUT_SECONDS / 4)
+    except httpx.TimeoutException:
+        return None
+    if response.status_code != 200:
+        return None
+    ratio: float = response.json()["data"][0]["default_keep_ratio"]
+    return ratio
 
 
 def _ask(url: str, **body: Any) -> httpx.Response:

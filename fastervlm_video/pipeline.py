@@ -238,7 +238,7 @@ class VideoQA:
             seconds["encode"] = time.perf_counter() - begin
             self._cache.insert(plan.key, blob)
             tokens = decode_tokens(blob)  # the values as stored, so that an answer never depends on the cache's state
-        identity = f"{plan.key.video}/{plan.key.variant}/{plan.tokens_per_frame}"
+        identity = plan.key.token_set(plan.tokens_per_frame)
         return EncodedVideo(tokens, digest, "hit" if cached else "miss", seconds, frames, identity)
 
     def check_question(self, question: str, params: SamplingParams | None = None) -> None:

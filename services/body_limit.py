@@ -14,6 +14,7 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastervlm_video.errors import PayloadTooLargeError
+from services.headers import content_length, media_type
 from services.http_errors import error_response
 from services.inline import base64_chars
 from services.memory import release_freed_memory_soon
@@ -23,8 +24,8 @@ __all__ = ["DEFAULT_SMALL_LIMIT_BYTES", "BodyLimitMiddleware"]
 logger = logging.getLogger(__name__)
 
 DEFAULT_SMALL_LIMIT_BYTES = 1024**2
-_MULTIPART = b"multipart/form-data"
-_JSON = b"application/json"
+_MULTIPART = "multipart/form-data"
+_JSON = "application/json"
 _LARGE_BYTES = 4 * 1024**2
 
 # A server that closes a connection on which data is still arriving resets it, and the client may then lose
@@ -69,7 +70,7 @@ class BodyLimitMiddleware:
             await self._app(scope, receive, send)
             return
         limit_bytes = self._limit_for(scope)
-        declared_bytes = _content_length(scope)
+        declared_bytes = content_length(scope)
         if declared_bytes is not None and declared_bytes > limit_bytes:
             await _begin_refusal(scope, send, limit_bytes, f"{declared_bytes}")
             await _end_refusal(receive, send)
@@ -77,7 +78,7 @@ class BodyLimitMiddleware:
         await _Counted(scope, receive, send, limit_bytes).run(self._app)
 
     def _limit_for(self, scope: Scope) -> int:
-        content_type = _header(scope, b"content-type").lower().split(b";")[0].strip()
+        content_type = media_type(scope)
         root = scope.get("root_path", "")
         path = scope["path"].removeprefix(root) if root else scope["path"]
         if content_type == _MULTIPART and path in self._upload_paths:
@@ -134,15 +135,6 @@ class _Counted:
             return
         self._refused = True
         await _begin_refusal(self._scope, self._send, self._limit_bytes, "more")
-
-
-def _header(scope: Scope, wanted: bytes) -> bytes:
-    return next((bytes(value) for name, value in scope["headers"] if name == wanted), b"")
-
-
-def _content_length(scope: Scope) -> int | None:
-    value = _header(scope, b"content-length")
-    return int(value) if value.isdigit() else None  # anything else is for the HTTP server to refuse
 
 
 async def _begin_refusal(scope: Scope, send: Send, limit_bytes: int, got: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from fastervlm_video.errors import InvalidRequestError, ModelNotFoundError, UnsupportedParameterError
+from fastervlm_video.errors import InvalidRequestError, UnsupportedParameterError
 from fastervlm_video.language import Message
 from services.answers import AnswerBuilder, CompleteAnswer
 from services.chat_schemas import (
@@ -23,7 +23,7 @@ from services.chat_schemas import (
     VideoPart,
 )
 from services.inline import is_data_url
-from services.inquiry import InlineVideo, Inquiry, RemoteVideo, StoredVideo, VideoSource
+from services.inquiry import InlineVideo, Inquiry, RemoteVideo, StoredVideo, VideoSource, require_served
 from services.stored_blob import is_file_id
 
 __all__ = ["ChatDialect", "chat_inquiry", "supported_fields"]
@@ -83,10 +83,7 @@ def chat_inquiry(chat: ChatRequest, served_model: str) -> Inquiry:
         InvalidRequestError: there is not exactly one video, in the user's first message; or two fields
             contradict each other.
     """
-    if chat.model != served_model:
-        raise ModelNotFoundError(
-            f"the model {chat.model[:80]!r} is not served here; this server has {served_model!r}", param="model"
-        )
+    require_served(chat.model, served_model)
     if chat.stream_options is not None and not chat.stream:
         raise InvalidRequestError("stream_options needs stream=true", param="stream_options")
     return Inquiry(

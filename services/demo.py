@@ -120,16 +120,19 @@ def _chat(console: Console, client: httpx.Client, model: str, file_id: str, ques
     console.print(f"   [bold]Q[/bold]  {question.text}\n      ", end="")
     said, usage = "", dict[str, Any]()
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        if response.is_error:
-            response.read()
         for chunk in _chunks(_checked(response)):
             piece = chunk["choices"][0]["delta"].get("content", "") if chunk["choices"] else ""
             console.print(f"[bold]{piece}[/bold]", end="", soft_wrap=True)
             said += piece
             usage = chunk.get("usage") or usage
     reused = usage["prompt_tokens_details"]["cached_tokens"]
-    verdict = "[green]right[/green]" if said.strip() == question.answer else f"[red]wrong[/red]: {question.answer}"
-    console.print(f" ({verdict})\n      [dim]{reused} of {usage['prompt_tokens']} prompt tokens reused[/dim]")
+    console.print(
+        f" ({_verdict(question, said)})\n      [dim]{reused} of {usage['prompt_tokens']} prompt tokens reused[/dim]"
+    )
+
+
+def _verdict(question: Question, said: str) -> str:
+    return "[green]right[/green]" if said.strip() == question.answer else f"[red]wrong[/red]: {question.answer}"
 
 
 def _chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
@@ -144,6 +147,7 @@ def _chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
 
 def _checked(response: httpx.Response) -> httpx.Response:
     if response.is_error:
+        response.read()
         raise FasterVLMError(f"the service answered {response.status_code}: {response.text[:500]}")
     return response
 
@@ -153,10 +157,9 @@ def _show_answers(console: Console, question: Question, full: dict[str, Any], pr
     table.add_row("[bold]Q[/bold]", question.text)
     for answer in (full, pruned):
         video, said = answer["video"], answer["answer"].strip()
-        verdict = "[green]right[/green]" if said == question.answer else f"[red]wrong[/red]: {question.answer}"
         seconds = ", ".join(f"{name} {value:.3f}" for name, value in video["seconds"].items())
         reused, prompt = answer["usage"]["prompt_tokens_details"]["cached_tokens"], answer["usage"]["prompt_tokens"]
-        table.add_row(f"{video['tokens_kept']} tokens", f"[bold]{said}[/bold] ({verdict})")
+        table.add_row(f"{video['tokens_kept']} tokens", f"[bold]{said}[/bold] ({_verdict(question, said)})")
         reuse = f"{reused} of {prompt} prompt tokens reused"
         table.add_row("", f"[dim]cache {video['cache']}; {reuse}; {seconds}[/dim]")
     if full["answer"] != pruned["answer"]:

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
-from fastervlm_video.errors import InvalidRequestError
+from fastervlm_video.errors import InvalidRequestError, ModelNotFoundError
 from fastervlm_video.language import Message
 from fastervlm_video.prune import get_method
 from services.live import LiveConfig
 from services.uploads import SpooledFile
 
-__all__ = ["Choices", "InlineVideo", "Inquiry", "RemoteVideo", "StoredVideo", "VideoSource", "choose"]
+__all__ = ["Choices", "InlineVideo", "Inquiry", "RemoteVideo", "StoredVideo", "VideoSource", "choose", "require_served"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,18 @@ class Choices:
     sampling: FrameSampling
     prune: PruneSpec
     params: SamplingParams
+
+
+def require_served(model: str, served: str) -> None:
+    """Refuse a request for another model than the one that is served.
+
+    Raises:
+        ModelNotFoundError: it is another one.
+    """
+    if model != served:
+        raise ModelNotFoundError(
+            f"the model {model[:80]!r} is not served here; this server has {served!r}", param="model"
+        )
 
 
 def choose(inquiry: Inquiry, live: LiveConfig, patches_per_frame: int) -> Choices:

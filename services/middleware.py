@@ -2,11 +2,11 @@
 
 from collections.abc import Collection
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastervlm_video.errors import OverloadedError
 from services.admission import Admission
+from services.headers import content_length, media_type
 from services.http_errors import error_response
 
 __all__ = ["AdmissionMiddleware"]
@@ -53,9 +53,7 @@ class AdmissionMiddleware:
             return False
         if scope["path"].removeprefix(scope.get("root_path", "")) not in self._paths:
             return False
-        headers = Headers(scope=scope)
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length) <= self._larger_than_bytes:
+        length = content_length(scope)
+        if length is not None and length <= self._larger_than_bytes:
             return False
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        return self._content_type is None or kind == self._content_type
+        return self._content_type is None or media_type(scope) == self._content_type

@@ -21,6 +21,7 @@ from services.body_limit import DEFAULT_SMALL_LIMIT_BYTES
 from services.chat import supported_fields
 from services.chat_schemas import ChatRequest
 from services.fetch import fetch_video
+from services.headers import content_length, media_type
 from services.inline import decode_data_url
 from services.inquiry import InlineVideo, Inquiry, StoredVideo, VideoSource
 from services.schemas import AskRequest
@@ -50,7 +51,7 @@ async def read_ask(request: Request, settings: Settings) -> AsyncIterator[Inquir
         InvalidRequestError: the body is malformed, or does not name exactly one video.
         PayloadTooLargeError: the file is too large.
     """
-    kind = _content_type(request)
+    kind = media_type(request.scope)
     if kind == _MULTIPART:
         async with parse_multipart(
             request, directory=settings.prepare_runtime_dir(), max_file_bytes=settings.max_upload_bytes
@@ -75,17 +76,13 @@ async def read_chat(request: Request, settings: Settings) -> ChatRequest:
         RequestValidationError: a field is missing, unknown, or of the wrong kind.
         InvalidRequestError: the body is malformed.
     """
-    kind = _content_type(request)
+    kind = media_type(request.scope)
     if kind != _JSON:
         raise UnsupportedMediaError(f"send the conversation as {_JSON}, not as {kind[:80] or 'nothing'!r}")
-    length = request.headers.get("content-length", "")
-    small = length.isdigit() and int(length) <= DEFAULT_SMALL_LIMIT_BYTES
+    length = content_length(request.scope)
+    small = length is not None and length <= DEFAULT_SMALL_LIMIT_BYTES
     body = await _read_json(request, _SMALL_JSON_SECONDS if small else settings.upload_timeout_seconds)
     return _validated(ChatRequest, supported_fields(body) if isinstance(body, dict) else body)
-
-
-def _content_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def _read_json(request: Request, timeout_seconds: float) -> Any:

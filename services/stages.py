@@ -117,8 +117,8 @@ class AnswerOrder:
 
     @property
     def token_set(self) -> str:
-        """Names the visual tokens: equal names mean equal tokens, of one tenant."""
-        return f"{self.key.video}/{self.key.variant}/{self.tokens_per_frame}"
+        """See :meth:`~fastervlm_video.cache.CacheKey.token_set`."""
+        return self.key.token_set(self.tokens_per_frame)
 
 
 @dataclass(frozen=True, slots=True)

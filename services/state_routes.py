@@ -4,9 +4,9 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from fastervlm_video.errors import ModelNotFoundError
 from fastervlm_video.prune import get_method, method_names
 from services.http_errors import error_responses
+from services.inquiry import require_served
 from services.schemas import Health, ModelList, ModelObject, Readiness
 from services.service import VideoService
 
@@ -26,10 +26,7 @@ def add_model_routes(router: APIRouter, service: VideoService) -> None:
     @router.get("/v1/models/{id:path}", tags=_TAGS, summary="One model", responses=error_responses(401, 404))
     async def model(id: str) -> ModelObject:  # noqa: A002 - the API's name for it
         """The same by its id, which may contain slashes."""
-        if id != service.facts.name:
-            raise ModelNotFoundError(
-                f"the model {id[:80]!r} is not served here; this server has {service.facts.name!r}", param="model"
-            )
+        require_served(id, service.facts.name)
         return _model_object(service)
 
 

@@ -45,6 +45,10 @@ class CacheKey:
         _require_digest("video", self.video)
         _require_digest("variant", self.variant)
 
+    def token_set(self, tokens_per_frame: int) -> str:
+        """Names the tokens of one budget: equal names mean equal tokens, of one tenant."""
+        return f"{self.video}/{self.variant}/{tokens_per_frame}"
+
 
 def video_key(content_digest: str, *, salt: bytes = b"") -> str:
     """The ``video`` half of a key: enough to delete all that was derived from a video.

@@ -27,6 +27,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_ro
 from fastervlm_video.errors import CheckpointError, InvalidRequestError
 from fastervlm_video.language import Prompt
 from fastervlm_video.language.embedding import embed_prompt
+from fastervlm_video.language.end_ids import end_token_ids
 from fastervlm_video.models import LanguageHalf
 from fastervlm_video.prune import top_k_stable
 
@@ -84,8 +85,7 @@ class FastV:
         self._model = model
         self._layers = [cast("LlamaDecoderLayer", module) for module in model.model.layers]
         self._embed = partial(embed_prompt, half)
-        ends = getattr(model.generation_config, "eos_token_id", None) or model.config.eos_token_id
-        self._end_ids = {ends} if isinstance(ends, int) else set(ends or ())
+        self._end_ids = end_token_ids(model)
 
     @property
     def num_layers(self) -> int:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fastervlm_video.errors import ContextLengthError, UnavailableError
 from fastervlm_video.language.admission import PAGE_TOKENS, EngineLimits, check_full_attention
 from fastervlm_video.language.continuous import BatcherLimits, ContinuousBatcher
+from fastervlm_video.language.end_ids import end_token_ids
 from fastervlm_video.language.engine import EventCallback, GenerationRequest, check_request
 from fastervlm_video.language.job import Job
 from fastervlm_video.language.paged_attention import PAGED_ATTENTION
@@ -53,7 +54,7 @@ class PagedEngine:
         check_full_attention(half.language_model.config)
         limits = limits or EngineLimits()
         self._half, self._tokenizer = half, tokenizer
-        self._end_ids = _end_token_ids(half, tokenizer)
+        self._end_ids = end_token_ids(half.language_model, tokenizer)
         self._capacity = limits.max_batch_size + limits.max_queue
         pages = limits.pages(half)
         self._cache_tokens = pages * PAGE_TOKENS
@@ -168,15 +169,3 @@ def _own_model(shared: PreTrainedModel, visual_rows: int) -> tuple[PreTrainedMod
     model.config.get_text_config()._attn_implementation = PAGED_ATTENTION
     model.config._attn_implementation = PAGED_ATTENTION
     return model, embedding
-
-
-def _end_token_ids(half: LanguageHalf, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that end an answer, from the first of the three places that names any."""
-    model = half.language_model
-    named: list[int | list[int] | None] = [
-        getattr(model.generation_config, "eos_token_id", None),
-        getattr(model.config, "eos_token_id", None),
-        tokenizer.eos_token_id,
-    ]
-    ids = next((ids for ids in named if ids is not None), [])
-    return frozenset([ids] if isinstance(ids, int) else ids)

@@ -58,9 +58,10 @@ class WaitingLine:
     def remove(self, job: Job) -> bool:
         """Leave the line; False if it is not there (any more)."""
         with self._lock:
-            if job not in self._jobs:
+            try:
+                self._jobs.remove(job)
+            except ValueError:
                 return False
-            self._jobs.remove(job)
             return True
 
     def close(self, reason: str) -> str:

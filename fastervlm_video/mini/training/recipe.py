@@ -182,12 +182,12 @@ def train_mini(
         measured[f"objects found by {keep}"] = objects_found(tower, preprocessing, validation, keep)
     data = _features(training, tower, preprocessing, work / "train.npy", log)
     held_out = _features(validation, tower, preprocessing, work / "validation.npy", log)
-    mixed = data.first(2 * recipe.close_up_videos) + _features(close, tower, preprocessing, work / "close-ups.npy", log)
+    close_data = _features(close, tower, preprocessing, work / "close-ups.npy", log)
     model = _assemble(clip, recipe, seed, data)
     for course in recipe.courses:
         train_language(
             model,
-            mixed if course.close_ups else data,
+            data.first(2 * recipe.close_up_videos) + close_data if course.close_ups else data,
             course,
             question_tokens=recipe.question_tokens,
             seed=seed,

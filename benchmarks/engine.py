@@ -227,7 +227,7 @@ def static_batch(half: LanguageHalf, requests: Sequence[GenerationRequest]) -> T
 
 
 def measure(half: LanguageHalf, tokenizer: PreTrainedTokenizerBase, case: Case) -> dict[str, object]:
-    """Medians of all arms; the first round warms up where there are others."""
+    """Medians of all arms; where there are several rounds, another one before them warms up."""
     length = len(BEFORE) + case.visual_tokens + AFTER + case.new_tokens
     limits = EngineLimits(case.concurrency, case.concurrency, kv_cache_tokens=case.concurrency * (length + 16))
     times: dict[str, list[Times]] = {arm: [] for arm in ARMS}
@@ -237,10 +237,11 @@ def measure(half: LanguageHalf, tokenizer: PreTrainedTokenizerBase, case: Case) 
             partial(one_by_one, half),
             partial(static_batch, half),
         ]
-        for repeat in range(case.repeats + 1):
+        warm_ups = int(case.repeats > 1)
+        for repeat in range(case.repeats + warm_ups):
             for name, arm in zip(ARMS, arms, strict=True):
                 times[name].append(arm(make_requests(half, case, seed=repeat)))
-    found: dict[str, Any] = {arm: _medians(rounds[1:], case) for arm, rounds in times.items()}
+    found: dict[str, Any] = {arm: _medians(rounds[warm_ups:], case) for arm, rounds in times.items()}
     speed = {arm: found[arm]["tokens_per_second"] for arm in ARMS}
     ratios = {f"engine / {arm}": speed["engine"] / speed[arm] for arm in ARMS[1:]}
     return {**asdict(case), **found, **ratios}

@@ -4,12 +4,16 @@ Each turn::
 
     let go of cancelled requests -> take in waiting ones, first come, first served -> (the engine's own step)
 
+An idle engine gives those who come at the same time a moment to join, as computing two prompts together costs less
+than one after the other.
+
 A video enters as ids of rows in a table, so that questions about one video share the pages of its keys and
 values. While a video is computed for the first time, other questions about it wait for that.
 """
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -30,6 +34,8 @@ from fastervlm_video.models.base import LanguageHalf
 __all__ = ["Turns"]
 
 logger = logging.getLogger(__name__)
+
+_JOIN_SECONDS = 0.001
 
 
 class _Resident:
@@ -99,6 +105,8 @@ class Turns:
                 self._leave(name)
         if self._renumbering and not self._residents:
             self._renumber()
+        if not self._residents:
+            self._let_others_join()
         for job in self._waiting.snapshot():
             if self._renumbering or len(self._residents) >= self._max_batch_size or not self._take(job):
                 break
@@ -125,6 +133,13 @@ class Turns:
     def on_end(self, error: BaseException | None) -> None:
         """The thread has ended."""
         self._on_end(error)
+
+    def _let_others_join(self) -> None:
+        """Wait while the line grows, and not for more than fit."""
+        before, waiting = 0, len(self._waiting)
+        while before < waiting < self._max_batch_size:
+            time.sleep(_JOIN_SECONDS)
+            before, waiting = waiting, len(self._waiting)
 
     def _take(self, job: Job) -> bool:
         """Begin a request; False if nobody behind it may begin either."""

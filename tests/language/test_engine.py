@@ -2,13 +2,14 @@
 
 import random
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from fastervlm_video.errors import CheckpointError, ContextLengthError, InvalidRequestError, OverloadedError
-from fastervlm_video.language import Engine, EngineLimits, Event, PagedEngine, TextDelta, generate
+from fastervlm_video.language import Engine, EngineLimits, Event, PagedEngine, TextDelta, generate, turns
 from fastervlm_video.language.admission import PAGE_TOKENS
 from fastervlm_video.models.base import LanguageHalf
 from tests.language.kit import Gate, Listener, check_answer, random_request, wait_until
@@ -71,6 +72,29 @@ def test_requests_in_flight_together_share_forward_passes(tokenizer: PreTrainedT
         assert [len(listener.finished.token_ids) for listener in listeners] == [20] * 8
     assert max(gate.rows) == 8
     assert gate.passes <= 20 + 3  # one by one it would be 160
+
+
+def test_those_who_come_at_the_same_time_begin_in_one_pass(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle engine looks again before it begins: here, each time it does, another one has come, but for the last."""
+    half = make_half(tokenizer, end_ids=[])
+    listeners = [Listener() for _ in range(4)]
+    newcomers = iter(listeners[1:])
+
+    def come(seconds: float) -> None:
+        assert 0 < seconds < 0.01
+        listener = next(newcomers, None)
+        if listener is not None:
+            engine.submit(make_request(half), listener)
+
+    with PagedEngine(half, tokenizer, EngineLimits(max_batch_size=8)) as engine:
+        gate = Gate(engine)
+        gate.open()
+        monkeypatch.setattr(turns, "time", SimpleNamespace(sleep=come))
+        engine.submit(make_request(half), listeners[0])
+        assert all(listener.finished.usage.completion_tokens for listener in listeners)
+    assert gate.rows[0] == 4
 
 
 def test_a_newcomer_joins_a_running_batch_and_leaves_before_it(tokenizer: PreTrainedTokenizerFast) -> None:

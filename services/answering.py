@@ -24,6 +24,7 @@ from fastervlm_video.plan import ModelFacts, TokenPlan
 from services.encoding import ClaimBoard, SharedEncoding
 from services.flights import Flights
 from services.handles import STAGE_FAILURES, AnswerStream, Encoding, Stages, as_own_error
+from services.metrics import AnswerMeter
 from services.stages import (
     AnswerDone,
     AnswerOrder,
@@ -98,6 +99,7 @@ class Answering:
 
     def __init__(self, facts: ModelFacts, cache: TokenCache, stages: Stages) -> None:
         self._facts, self._cache, self._stages = facts, ClaimBoard(cache), stages
+        self._meter = AnswerMeter()
         self._flights: Flights[tuple[TokenPlan, bool], SharedEncoding] = Flights(lambda work: work.close(cancel=True))
 
     async def events(self, question: Question) -> AsyncGenerator[AnswerEvent, None]:
@@ -123,6 +125,7 @@ class Answering:
                 if answer is not None:
                     async with answer.stream as stream:
                         begun = True
+                        self._meter.record(cache=answer.ready.cache)
                         yield answer.ready
                         async for event in stream:
                             yield _expect_answer(event)

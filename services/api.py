@@ -23,6 +23,8 @@ from services.body_limit import DEFAULT_SMALL_LIMIT_BYTES, BodyLimitMiddleware
 from services.handles import Stages
 from services.http_errors import install_error_handlers
 from services.live import LiveConfig
+from services.logs import join_replica_log
+from services.metrics import CacheReporter
 from services.middleware import AdmissionMiddleware
 from services.paths import FILES_PATH, INLINE_PATHS, QUESTION_PATHS, UPLOAD_PATHS
 from services.readiness import ReadinessProbe
@@ -122,10 +124,12 @@ class Api:
         encoder: DeploymentHandle[Any],
         generator: DeploymentHandle[Any],
     ) -> None:
+        join_replica_log()
         facts = ModelFacts.open(settings.model, revision=settings.revision)
         logger.info("serving %s with the tower %s", facts.name, facts.fingerprint[:12])  # hashed here, not in a request
         _warn_of_local_stores(settings)
         cache, blobs = open_service_cache(settings), open_blob_store(settings)
+        CacheReporter(cache).start()
         self._service = VideoService(
             settings=settings,
             live=LiveConfig.from_settings(settings),

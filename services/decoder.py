@@ -6,6 +6,8 @@ import threading
 import time
 
 from fastervlm_video.media import FrameBatch, SandboxedDecoder
+from services.logs import join_replica_log
+from services.metrics import WorkMeter
 from services.settings import Settings
 from services.stages import DecodedVideo, DecodeOrder
 from services.stores import open_blob_store
@@ -23,9 +25,11 @@ class Decoder:
     """
 
     def __init__(self, settings: Settings) -> None:
+        join_replica_log()
         self._limits = settings.media_limits()
         self._blobs = open_blob_store(settings)
         self._sandbox = SandboxedDecoder()
+        self._meter = WorkMeter("decode")
 
     async def decode(self, order: DecodeOrder) -> DecodedVideo:
         """Take the ordered frames out of a stored video.
@@ -43,6 +47,7 @@ class Decoder:
             raise
         seconds = time.perf_counter() - begin
         logger.info("decoded %s in %.3f s", frames, seconds)
+        self._meter.record(videos=1, frames=frames.num_frames, seconds=seconds)
         return DecodedVideo(frames, {"decode": seconds})
 
     def _decode(self, order: DecodeOrder, cancelled: threading.Event) -> FrameBatch:

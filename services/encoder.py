@@ -13,6 +13,8 @@ from fastervlm_video.cache import encode_tokens
 from fastervlm_video.errors import FasterVLMError, FingerprintMismatchError, UnavailableError, VideoNotFoundError
 from fastervlm_video.plan import STORAGE_DTYPE, ModelFacts
 from fastervlm_video.vision import EncodeJob, VisualTokens
+from services.logs import join_replica_log
+from services.metrics import CacheReporter, WorkMeter
 from services.settings import Settings
 from services.stages import DecodedVideo, EncodedTokens, EncodeOrder
 from services.stores import open_blob_store, open_service_cache
@@ -47,10 +49,13 @@ class Encoder:
     """
 
     def __init__(self, settings: Settings) -> None:
+        join_replica_log()
         torch.set_num_threads(settings.encoder.threads())
         facts = ModelFacts.open(settings.model, revision=settings.revision)
         self._encoder = facts.checkpoint.load_vision(device=settings.device, dtype=settings.dtype)
         self._cache, self._blobs = open_service_cache(settings), open_blob_store(settings)
+        CacheReporter(self._cache).start()
+        self._meter = WorkMeter("encode")
         self._max_batch_frames = settings.max_batch_frames
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tower")
         self._encode_together.set_max_batch_size(max(settings.max_batch_frames, settings.max_num_frames))  # type: ignore[attr-defined]
@@ -107,4 +112,5 @@ class Encoder:
             return [UnavailableError(f"encoding failed ({type(exc).__name__}); try again")]
         seconds = time.perf_counter() - begin
         logger.info("encoded %d videos, %d frames, in %.3f s", len(jobs), _count_frames(jobs), seconds)
+        self._meter.record(videos=len(jobs), frames=_count_frames(jobs), seconds=seconds)
         return [_pack(one, seconds) for one in tokens]

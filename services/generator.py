@@ -12,6 +12,8 @@ from fastervlm_video.errors import FingerprintMismatchError, UnavailableError
 from fastervlm_video.language import EngineLimits, Finished, GenerationRequest, PagedEngine, TextDelta, stream
 from fastervlm_video.plan import ModelFacts
 from fastervlm_video.vision import VisualTokens
+from services.logs import join_replica_log
+from services.metrics import CacheReporter
 from services.settings import Settings
 from services.stages import AnswerDone, AnswerOrder, AnswerText, EncodedTokens, StageEvent, TokensMissing, TokensReady
 from services.stores import open_service_cache
@@ -62,6 +64,7 @@ class Generator:
     """
 
     def __init__(self, settings: Settings) -> None:
+        join_replica_log()
         torch.set_num_threads(settings.generator.threads())
         self._facts = ModelFacts.open(settings.model, revision=settings.revision)
         half = self._facts.checkpoint.load_language(device=settings.device, dtype=settings.dtype)
@@ -71,6 +74,7 @@ class Generator:
             _limits(settings),
         )
         self._cache = open_service_cache(settings)
+        CacheReporter(self._cache).start()
 
     async def generate(
         self, order: AnswerOrder, encoded: EncodedTokens | None = None

@@ -56,7 +56,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "pydantic": ("services",),
     "httpx": ("services", "fastervlm_video.eval.judge"),
     "fsspec": ("services.blob_files",),
-    "ray": tuple(f"services.{name}" for name in ("api", "app", "encoder", "handles", "readiness", "run")),
+    "ray": tuple(
+        f"services.{name}" for name in ("api", "app", "encoder", "handles", "logs", "metrics", "readiness", "run")
+    ),
 }
 ONLY_IN_ONE = {"transformers.generation.continuous_batching": "fastervlm_video.language.continuous"}
 """Parts of libraries whose inner names only one module knows."""

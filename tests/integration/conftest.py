@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+import ray
 
 from fastervlm_video.media import write_video
 from fastervlm_video.mini import random_scene, render_scene
@@ -17,7 +18,7 @@ from services.settings import Settings, load_settings
 
 MAX_UPLOAD_BYTES = 64 * 1024**2
 MAX_INLINE_BYTES = 2 * 1024**2
-MAX_IN_FLIGHT = 24
+MAX_IN_FLIGHT = 32
 TIMEOUT_SECONDS = 60.0
 
 
@@ -63,6 +64,12 @@ class Service:
         return found
 
 
+def serve_log_folder() -> Path:
+    """Where Serve writes a log for each replica."""
+    node: Any = ray._private.worker._global_node
+    return Path(node.get_logs_dir_path()) / "serve"
+
+
 def read_events(response: httpx.Response) -> list[tuple[str, Any]]:
     """Server-sent events as (name, data)."""
     events = []
@@ -79,6 +86,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         # The proxy, in another process, reads its limits from the environment.
         patch.setenv("FASTERVLM_MAX_UPLOAD_BYTES", str(MAX_UPLOAD_BYTES))
         patch.setenv("FASTERVLM_MAX_INLINE_BYTES", str(MAX_INLINE_BYTES))
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
         settings = load_settings(
             runtime_dir=folder / "run",
             port=free_port(),
@@ -88,6 +96,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             video_url_allowed_hosts=(video_host,),
             video_url_allowed_networks="127.0.0.0/8",
             api={"min_replicas": 2, "max_replicas": 2, "max_ongoing_requests": 128, "num_cpus": 0.1},
+            decoder={"max_replicas": 1, "max_ongoing_requests": 2},
         )
         with (
             running_service(settings, show_logs=False) as url,

@@ -1,0 +1,130 @@
+"""What reaches the metrics of what a cache has counted. Numbers at Prometheus' end are in tests/integration."""
+
+import gc
+import threading
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from fastervlm_video.cache import CacheStats, MemoryStore, TokenCache, encode_tokens
+from services import metrics
+from services.logs import join_replica_log
+from services.metrics import AnswerMeter, CacheReporter, WorkMeter
+from tests.cache.samples import FINGERPRINT, make_cache_key, make_tokens
+from tests.services.live import PATIENCE_SECONDS
+
+
+class Board:
+    """Stands for Ray's registry: what each metric was told."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, float] = defaultdict(float)
+        self.gauges: dict[str, float] = {}
+        self.changed = threading.Event()
+
+    def counter(self, name: str, description: str, **_: object) -> Any:
+        assert description.endswith(".")
+        return _Counter(self, name)
+
+    def gauge(self, name: str, description: str) -> Any:
+        return _Gauge(self, name)
+
+
+class _Counter:
+    def __init__(self, board: Board, name: str) -> None:
+        self._board, self._name = board, name
+
+    def inc(self, value: float = 1.0) -> None:
+        assert value > 0  # Ray refuses others
+        self._board.totals[self._name] += value
+        self._board.changed.set()
+
+
+class _Gauge:
+    def __init__(self, board: Board, name: str) -> None:
+        self._board, self._name = board, name
+
+    def set(self, value: float) -> None:
+        self._board.gauges[self._name] = value
+
+
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> Board:
+    made = Board()
+    monkeypatch.setattr(metrics, "Counter", made.counter)
+    monkeypatch.setattr(metrics, "Gauge", made.gauge)
+    return made
+
+
+@pytest.fixture
+def cache() -> TokenCache:
+    return TokenCache(MemoryStore(10**7))
+
+
+def test_reports_add_up_to_what_the_cache_has_counted(board: Board, cache: TokenCache) -> None:
+    key, blob = make_cache_key(), encode_tokens(make_tokens())
+    assert cache.lookup(key, None, FINGERPRINT) is None  # counted before anybody looks after it
+    reporter = CacheReporter(cache)
+    for _ in range(3):
+        cache.insert(key, blob)
+        assert cache.lookup(key, None, FINGERPRINT) is not None
+        assert reporter.report()
+    assert reporter.report()
+    stats = cache.stats()
+    assert {name: total for name, total in board.totals.items() if "seconds" not in name} == {
+        "fastervlm_cache_hits_total": 3,
+        "fastervlm_cache_misses_total": 1,
+        "fastervlm_cache_inserts_total": stats.inserts,
+        "fastervlm_cache_read_bytes_total": 3 * len(blob),
+        "fastervlm_cache_written_bytes_total": stats.bytes_written,
+    }
+
+
+def test_evictions_are_shown_where_the_store_knows_them(board: Board, cache: TokenCache) -> None:
+    known: list[int | None] = [None, 3]
+    cache.evictions = lambda: known.pop(0)  # type: ignore[attr-defined, method-assign, unused-ignore]
+    reporter = CacheReporter(cache)
+    reporter.report()
+    assert not board.gauges
+    reporter.report()
+    assert board.gauges == {"fastervlm_cache_evicted_keys": 3}
+
+
+class FailingOnce(TokenCache):
+    failed = False
+
+    def stats(self) -> CacheStats:
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError("boom")
+        return super().stats()
+
+
+def test_the_thread_survives_errors(board: Board, caplog: pytest.LogCaptureFixture) -> None:
+    cache = FailingOnce(MemoryStore(10**7))
+    CacheReporter(cache).start(every_seconds=0.01)
+    cache.lookup(make_cache_key(), None, FINGERPRINT)
+    assert board.changed.wait(PATIENCE_SECONDS)
+    assert board.totals["fastervlm_cache_misses_total"] == 1
+    assert "boom" in caplog.text
+
+
+def test_the_thread_ends_with_the_cache(board: Board) -> None:
+    cache, others = TokenCache(MemoryStore(10**7)), set(threading.enumerate())
+    CacheReporter(cache).start(every_seconds=0.01)
+    (thread,) = set(threading.enumerate()) - others
+    cache.lookup(make_cache_key(), None, FINGERPRINT)
+    assert board.changed.wait(PATIENCE_SECONDS)
+    del cache
+    gc.collect()
+    thread.join(PATIENCE_SECONDS)
+    assert not thread.is_alive()
+
+
+def test_outside_of_a_replica_meters_do_no_harm(cache: TokenCache) -> None:
+    WorkMeter("decode").record(videos=1, frames=8, seconds=0.1)
+    AnswerMeter().record(cache="hit")
+    cache.lookup(make_cache_key(), None, FINGERPRINT)
+    assert CacheReporter(cache).report()
+    join_replica_log()

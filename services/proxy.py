@@ -2,16 +2,18 @@
 
 The proxy reads a request's body as fast as it arrives and forwards it to a replica. Cutting only in the
 replica would let the proxy's memory grow by whatever arrives until the replica has counted to the limit. Bodies
-are let in at a rate that a replica keeps up with, and only so many uploads at a time.
+are let in at a rate that a replica keeps up with, and only so many uploads at a time. A question whose replica dies is
+put to another one.
 """
 
 from starlette.middleware import Middleware
 
 from services.admission import Admission
 from services.body_limit import DEFAULT_SMALL_LIMIT_BYTES, BodyLimitMiddleware
+from services.lost_replica import LostReplicaMiddleware
 from services.middleware import AdmissionMiddleware
 from services.pacing import PacingMiddleware
-from services.paths import INLINE_PATHS, UPLOAD_PATHS
+from services.paths import INLINE_PATHS, QUESTION_PATHS, UPLOAD_PATHS
 from services.settings import load_settings
 
 __all__ = ["PROXY_CALLBACK", "proxy_middleware"]
@@ -37,4 +39,5 @@ def proxy_middleware() -> list[Middleware]:
             inline_limit_bytes=settings.inline_limit_bytes,
             inline_paths=INLINE_PATHS,
         ),
+        Middleware(LostReplicaMiddleware, repeated_paths=QUESTION_PATHS),
     ]

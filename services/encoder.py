@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from ray import serve
 
-from fastervlm_video.cache import encode_tokens
+from fastervlm_video.cache import Storage, encode_tokens
 from fastervlm_video.errors import FasterVLMError, FingerprintMismatchError, UnavailableError, VideoNotFoundError
-from fastervlm_video.plan import STORAGE_DTYPE, ModelFacts
+from fastervlm_video.plan import ModelFacts
 from fastervlm_video.vision import EncodeJob, VisualTokens
 from services.settings import Settings
 from services.stages import DecodedVideo, EncodedTokens, EncodeOrder
@@ -32,9 +32,9 @@ def _count_frames(jobs: list[EncodeJob]) -> int:
     return sum(job.frames.num_frames for job in jobs)
 
 
-def _pack(tokens: VisualTokens, seconds: float) -> _Encoded | FasterVLMError:
+def _pack(tokens: VisualTokens, seconds: float, dtype: Storage) -> _Encoded | FasterVLMError:
     try:
-        return _Encoded(encode_tokens(tokens, dtype=STORAGE_DTYPE), seconds)
+        return _Encoded(encode_tokens(tokens, dtype=dtype), seconds)
     except FasterVLMError as exc:  # what cannot be stored in this precision
         return exc
 
@@ -107,4 +107,4 @@ class Encoder:
             return [UnavailableError(f"encoding failed ({type(exc).__name__}); try again")]
         seconds = time.perf_counter() - begin
         logger.info("encoded %d videos, %d frames, in %.3f s", len(jobs), _count_frames(jobs), seconds)
-        return [_pack(one, seconds) for one in tokens]
+        return [_pack(one, seconds, self._cache.dtype) for one in tokens]

@@ -64,6 +64,9 @@ def eval_command(
     frames: Annotated[int, typer.Option("--frames", help="Frames to look at, evenly spread over the video.")] = (
         DEFAULT_NUM_FRAMES
     ),
+    cache_dtype: Annotated[
+        str, typer.Option("--cache-dtype", help="How tokens are stored on their way: float16 or int8.")
+    ] = "float16",
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer, in tokens.")] = 16,
     judge: Annotated[
         str | None,
@@ -108,7 +111,15 @@ def eval_command(
         with ExitStack() as stack:
             referee = stack.enter_context(_judge(judge, judge_model, judge_key_env)) if judge else None
             qa = stack.enter_context(
-                open_model(steps, model=model, revision=revision, device=device, prune=PruneSpec(), sampling=sampling)
+                open_model(
+                    steps,
+                    model=model,
+                    revision=revision,
+                    device=device,
+                    prune=PruneSpec(),
+                    sampling=sampling,
+                    cache_dtype=cache_dtype,
+                )
             )
             from fastervlm_video.eval import evaluate, results_table, write_report
 

@@ -61,7 +61,14 @@ def print_error(message: str) -> None:
 
 
 def open_model(
-    steps: Steps, *, model: str, revision: str | None, device: str, prune: PruneSpec, sampling: FrameSampling
+    steps: Steps,
+    *,
+    model: str,
+    revision: str | None,
+    device: str,
+    prune: PruneSpec,
+    sampling: FrameSampling,
+    cache_dtype: str | None = None,
 ) -> "VideoQA":
     """Import what is slow to import, and open a checkpoint."""
     with steps.step("Loading the libraries"):
@@ -74,4 +81,4 @@ def open_model(
         transformers_logging.set_verbosity_error()
     with steps.step("Opening the model"):
         facts = ModelFacts.open(model, revision=revision)
-        return VideoQA(facts, prune=prune, sampling=sampling, device=device)
+        return VideoQA(facts, prune=prune, sampling=sampling, device=device, cache_dtype=cache_dtype)

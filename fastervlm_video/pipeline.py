@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from fastervlm_video.cache import MemoryStore, TokenCache, decode_tokens, encode_tokens
+from fastervlm_video.cache import DEFAULT_STORAGE, MemoryStore, Storage, TokenCache, decode_tokens, encode_tokens
 from fastervlm_video.config import (
     DEFAULT_METHOD,
     DEFAULT_NUM_FRAMES,
@@ -21,7 +21,7 @@ from fastervlm_video.config import (
     PruneSpec,
     SamplingParams,
 )
-from fastervlm_video.errors import FingerprintMismatchError, VideoNotFoundError
+from fastervlm_video.errors import FingerprintMismatchError, InvalidRequestError, VideoNotFoundError
 from fastervlm_video.language import (
     Engine,
     FinishReason,
@@ -34,7 +34,7 @@ from fastervlm_video.language import (
 )
 from fastervlm_video.media import FrameBatch, Progress, decode_video
 from fastervlm_video.models import LanguageHalf
-from fastervlm_video.plan import STORAGE_DTYPE, ModelFacts
+from fastervlm_video.plan import ModelFacts
 from fastervlm_video.vision import EncodeJob, VisionEncoder, VisualTokens
 
 __all__ = ["Answer", "EncodedVideo", "VideoQA"]
@@ -97,6 +97,10 @@ class VideoQA:
         dtype: ``auto``, ``float32``, ``float16`` or ``bfloat16``.
         cache: of kept tokens; None keeps them in memory.
         limits: bounds on videos.
+        cache_dtype: how they are kept in memory: ``float16`` (the default) or ``int8``, which is half as large.
+
+    Raises:
+        InvalidRequestError: there is no such ``cache_dtype``, or ``cache`` has another.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class VideoQA:
         dtype: str = "auto",
         cache: TokenCache | None = None,
         limits: MediaLimits | None = None,
+        cache_dtype: str | None = None,
     ) -> None:
         self.facts = facts
         self._prune = prune or PruneSpec()
@@ -120,7 +125,7 @@ class VideoQA:
         self._engine: Engine | None = None
         self._closed = False
         self._owns_cache = cache is None
-        self._cache = cache or TokenCache(MemoryStore(_DEFAULT_CACHE_BYTES), dtype=STORAGE_DTYPE)
+        self._cache = _cache(cache, cache_dtype)
         self._limits = limits or MediaLimits()
 
     @classmethod
@@ -138,6 +143,7 @@ class VideoQA:
         dtype: str = "auto",
         cache: TokenCache | None = None,
         limits: MediaLimits | None = None,
+        cache_dtype: str | None = None,
     ) -> Self:
         """Open a checkpoint.
 
@@ -154,6 +160,8 @@ class VideoQA:
             dtype: of the weights; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
             cache: of kept tokens; None keeps them in memory.
             limits: bounds on videos.
+            cache_dtype: how tokens are kept in memory: ``float16`` (the default) or ``int8``, which is half as large,
+                and off by up to 1/254 of each token's largest number. A ``cache`` has its own.
 
         Raises:
             CheckpointError: there is no such model, or it cannot be loaded.
@@ -162,7 +170,21 @@ class VideoQA:
         prune = PruneSpec(method=method, keep_ratio=keep_ratio, keep_tokens=keep_tokens, keep_cls=keep_cls)
         facts = ModelFacts.open(model, revision=revision)
         sampling = FrameSampling(num_frames)
-        return cls(facts, prune=prune, sampling=sampling, device=device, dtype=dtype, cache=cache, limits=limits)
+        return cls(
+            facts,
+            prune=prune,
+            sampling=sampling,
+            device=device,
+            dtype=dtype,
+            cache=cache,
+            limits=limits,
+            cache_dtype=cache_dtype,
+        )
+
+    @property
+    def cache_dtype(self) -> Storage:
+        """How tokens are stored; what the language model sees are the values as stored."""
+        return self._cache.dtype
 
     @property
     def encoder(self) -> VisionEncoder:
@@ -220,7 +242,7 @@ class VideoQA:
         """
         prune, sampling = prune or self._prune, sampling or self._sampling
         digest = _content_digest(source)
-        plan = self.facts.plan(digest, sampling, prune)
+        plan = self.facts.plan(digest, sampling, prune, dtype=self._cache.dtype)
         tokens = self._cache.lookup(plan.key, plan.tokens_per_frame, self.facts.fingerprint)
         cached = tokens is not None
         seconds: dict[str, float] = {}
@@ -234,7 +256,7 @@ class VideoQA:
             assert frames is not None
             encoder = self.encoder
             begin = time.perf_counter()
-            blob = encode_tokens(encoder.encode([EncodeJob(frames, prune)])[0], dtype=STORAGE_DTYPE)
+            blob = encode_tokens(encoder.encode([EncodeJob(frames, prune)])[0], dtype=self._cache.dtype)
             seconds["encode"] = time.perf_counter() - begin
             self._cache.insert(plan.key, blob)
             tokens = decode_tokens(blob)  # the values as stored, so that an answer never depends on the cache's state
@@ -320,6 +342,17 @@ class VideoQA:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _cache(given: TokenCache | None, dtype: str | None) -> TokenCache:
+    """The cache that was given, or one in memory."""
+    if given is None:
+        return TokenCache(MemoryStore(_DEFAULT_CACHE_BYTES), dtype=Storage.parse(dtype or DEFAULT_STORAGE))
+    if dtype not in {None, given.dtype}:
+        raise InvalidRequestError(
+            f"cache_dtype={dtype} is asked for, but the cache stores {given.dtype}; leave one out"
+        )
+    return given
 
 
 def _content_digest(source: Source) -> str:

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from fastervlm_video.cache import CacheKey, make_key
+from fastervlm_video.cache import DEFAULT_STORAGE, CacheKey, Storage, make_key
 from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
 from fastervlm_video.language import Message, Prompt, PromptBuilder, check_context
 from fastervlm_video.mini import resolve_model
@@ -19,10 +17,7 @@ from fastervlm_video.models import Checkpoint
 from fastervlm_video.prune import get_method
 from fastervlm_video.vision import Preprocessing
 
-__all__ = ["STORAGE_DTYPE", "ModelFacts", "TokenPlan"]
-
-STORAGE_DTYPE = torch.float16
-"""How tokens are cached and sent. Half the size of float32, and well within what the projector tells apart."""
+__all__ = ["ModelFacts", "TokenPlan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +85,22 @@ class ModelFacts:
         """Most positions of the language model, prompt and answer together."""
         return self.checkpoint.context_length
 
-    def plan(self, content_digest: str, sampling: FrameSampling, prune: PruneSpec, *, salt: bytes = b"") -> TokenPlan:
+    def plan(
+        self,
+        content_digest: str,
+        sampling: FrameSampling,
+        prune: PruneSpec,
+        *,
+        dtype: Storage = DEFAULT_STORAGE,
+        salt: bytes = b"",
+    ) -> TokenPlan:
         """The token set for one video.
 
         Args:
             content_digest: SHA-256 of the video's bytes, hex.
             sampling: which frames.
             prune: which of their tokens.
+            dtype: how they are stored, which is the cache's choice.
             salt: the tenant's.
 
         Raises:
@@ -113,7 +117,7 @@ class ModelFacts:
             nested=method.nested,
             seeded=method.seeded,
             tokens_per_frame=per_frame,
-            dtype=STORAGE_DTYPE,
+            dtype=dtype,
             salt=salt,
         )
         return TokenPlan(key, per_frame, self.num_visual(sampling, prune))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from ray import serve
 
-from fastervlm_video.cache import encode_tokens
+from fastervlm_video.cache import Storage, encode_tokens
 from fastervlm_video.errors import FasterVLMError, FingerprintMismatchError, UnavailableError, VideoNotFoundError
-from fastervlm_video.plan import STORAGE_DTYPE, ModelFacts
+from fastervlm_video.plan import ModelFacts
 from fastervlm_video.vision import EncodeJob, VisualTokens
 from services.logs import join_replica_log
 from services.metrics import CacheReporter, WorkMeter
@@ -34,9 +34,9 @@ def _count_frames(jobs: list[EncodeJob]) -> int:
     return sum(job.frames.num_frames for job in jobs)
 
 
-def _pack(tokens: VisualTokens, seconds: float) -> _Encoded | FasterVLMError:
+def _pack(tokens: VisualTokens, seconds: float, dtype: Storage) -> _Encoded | FasterVLMError:
     try:
-        return _Encoded(encode_tokens(tokens, dtype=STORAGE_DTYPE), seconds)
+        return _Encoded(encode_tokens(tokens, dtype=dtype), seconds)
     except FasterVLMError as exc:  # what cannot be stored in this precision
         return exc
 
@@ -113,4 +113,4 @@ class Encoder:
         seconds = time.perf_counter() - begin
         logger.info("encoded %d videos, %d frames, in %.3f s", len(jobs), _count_frames(jobs), seconds)
         self._meter.record(videos=len(jobs), frames=_count_frames(jobs), seconds=seconds)
-        return [_pack(one, seconds) for one in tokens]
+        return [_pack(one, seconds, self._cache.dtype) for one in tokens]

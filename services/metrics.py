@@ -103,8 +103,7 @@ class CacheReporter:
             if grown > 0:
                 self._counter(name).inc(grown)
                 self._shown[name] = value
-        ask_evictions = getattr(cache, "evictions", None)
-        evicted = None if ask_evictions is None else ask_evictions()
+        evicted = cache.evictions()
         if evicted is not None:
             self._evicted.set(evicted)
         return True

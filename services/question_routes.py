@@ -167,7 +167,7 @@ async def _receive(request: Request, service: VideoService, reading: _Reading) -
         messages=inquiry.messages,
         sampling=choices.sampling,
         prune=choices.prune,
-        plan=facts.plan(blob.digest, choices.sampling, choices.prune, salt=tenant.salt),
+        plan=facts.plan(blob.digest, choices.sampling, choices.prune, dtype=service.cache.dtype, salt=tenant.salt),
         params=choices.params,
     )
     return question, dialect, inquiry.stream

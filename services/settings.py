@@ -181,6 +181,11 @@ class Settings(BaseSettings):
         description="`redis://`, `rediss://` or `unix://` URL, or `off`; `REDIS_URL` is read too. Unset: a Redis of "
         "our own.",
     )
+    cache_dtype: Literal["float16", "int8"] = Field(
+        default="float16",
+        description="How tokens are stored; `int8` takes half the room, and each number may be off by 1/254 of its "
+        "token's largest. The same for all replicas.",
+    )
     cache_ttl_seconds: float = Field(default=24 * 3600.0, gt=0, description="Lifetime of cached tokens.")
     cache_max_memory_bytes: int = Field(default=_GIB // 2, ge=1024**2, description="Memory of the Redis of our own.")
     tenant_salt: SecretStr = Field(

@@ -13,11 +13,12 @@ __all__ = ["open_blob_store", "open_service_cache"]
 
 def open_service_cache(settings: Settings) -> "TokenCache":
     """Redis at ``redis_url``, or the embedded one that all replicas on this machine share."""
-    from fastervlm_video.cache import open_cache  # brings torch along, which the Decoder has no use for
+    from fastervlm_video.cache import Storage, open_cache  # brings torch along, which the Decoder has no use for
 
     return open_cache(
         url=settings.redis_url,
         runtime_dir=settings.prepare_runtime_dir(),
+        dtype=Storage(settings.cache_dtype),
         ttl_seconds=settings.cache_ttl_seconds,
         max_memory_bytes=settings.cache_max_memory_bytes,
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastervlm_video import Answer, VideoQA
-from fastervlm_video.cache import MemoryStore, NullStore, TokenCache
+from fastervlm_video.cache import MemoryStore, NullStore, Storage, TokenCache
 from fastervlm_video.config import FrameSampling, MediaLimits, PruneSpec, SamplingParams
 from fastervlm_video.errors import (
     CheckpointError,
@@ -28,8 +28,8 @@ from fastervlm_video.media import write_video
 from fastervlm_video.mini import MINI_NAME, random_scene, render_scene
 from fastervlm_video.models import Checkpoint
 from fastervlm_video.pipeline import Source
-from fastervlm_video.plan import STORAGE_DTYPE
 from fastervlm_video.vision import EncodeJob
+from tests.cache.samples import assert_same
 from tests.checkpoints import SMALL, save_random_checkpoint
 
 QUESTION = "what color is the square ?"
@@ -155,8 +155,11 @@ def test_what_changes_the_tokens_changes_the_key(qa: VideoQA, clips: list[Path])
     assert qa.encode_video(clips[0]).cache == "hit"
 
 
-def test_the_answer_does_not_depend_on_the_state_of_the_cache(shared: VideoQA, clips: list[Path]) -> None:
-    caches = [TokenCache(NullStore(), dtype=STORAGE_DTYPE), TokenCache(MemoryStore(2**24), dtype=STORAGE_DTYPE)]
+@pytest.mark.parametrize("dtype", [Storage.FLOAT16, Storage.INT8])
+def test_the_answer_does_not_depend_on_the_state_of_the_cache(
+    shared: VideoQA, clips: list[Path], dtype: Storage
+) -> None:
+    caches = [TokenCache(NullStore(), dtype=dtype), TokenCache(MemoryStore(2**24), dtype=dtype)]
     for prune in (PruneSpec(keep_tokens=5), PruneSpec(keep_ratio=1.0, keep_cls=True)):
         answers = []
         for cache in caches:
@@ -171,10 +174,30 @@ def test_the_answer_does_not_depend_on_the_state_of_the_cache(shared: VideoQA, c
 
 def test_tokens_are_as_stored_on_a_miss_too(qa: VideoQA, clips: list[Path]) -> None:
     video = qa.encode_video(clips[0], with_frames=True)
-    assert video.tokens.features.dtype == STORAGE_DTYPE
+    assert video.tokens.features.dtype == torch.float16
     assert video.frames is not None
     direct = qa.encoder.encode([EncodeJob(video.frames, PruneSpec(keep_ratio=0.25))])[0]
-    assert torch.equal(video.tokens.features, direct.features.to(STORAGE_DTYPE))
+    assert torch.equal(video.tokens.features, direct.features.to(torch.float16))
+
+
+def test_int8_is_a_choice_of_half_the_bytes(shared: VideoQA, clips: list[Path]) -> None:
+    """The language model sees what the cache stores, and one setting's entries are not another's."""
+    cache = TokenCache(MemoryStore(2**24), dtype=Storage.INT8)
+    with VideoQA(shared.facts, sampling=FrameSampling(FRAMES), cache=cache, cache_dtype="int8") as qa:
+        video = qa.encode_video(clips[0], with_frames=True)
+        assert video.frames is not None
+        direct = qa.encoder.encode([EncodeJob(video.frames, PruneSpec())])[0]
+        assert_same(video.tokens, direct, Storage.INT8)
+        assert_same(qa.encode_video(clips[0]).tokens, direct, Storage.INT8)
+    assert (cache.stats().hits, cache.stats().misses) == (1, 1)
+    with VideoQA(shared.facts, sampling=FrameSampling(FRAMES), cache_dtype="int8") as qa:
+        assert qa.cache_dtype is Storage.INT8
+        assert qa.encode_video(clips[0]).identity == video.identity
+    assert shared.encode_video(clips[0], prune=PruneSpec()).identity != video.identity
+    with pytest.raises(InvalidRequestError, match="not as int4"):
+        VideoQA(shared.facts, cache_dtype="int4")
+    with pytest.raises(InvalidRequestError, match="the cache stores int8"):
+        VideoQA(shared.facts, cache=cache, cache_dtype="float16")
 
 
 def test_frames_come_with_a_hit_if_asked_for(qa: VideoQA, clips: list[Path]) -> None:
@@ -245,7 +268,7 @@ def test_tokens_of_another_checkpoint_are_refused(qa: VideoQA, clips: list[Path]
 
 
 def test_checkpoints_may_share_a_cache(checkpoint: Path, clips: list[Path], tmp_path: Path) -> None:
-    cache = TokenCache(MemoryStore(2**24), dtype=STORAGE_DTYPE)
+    cache = TokenCache(MemoryStore(2**24))
     for folder in (checkpoint, save_random_checkpoint(tmp_path / "other", seed=1)):
         qa = VideoQA.from_pretrained(folder, keep_ratio=0.25, num_frames=FRAMES, cache=cache)
         assert [qa.encode_video(clips[0]).cache for _ in range(2)] == ["miss", "hit"]
@@ -310,7 +333,7 @@ def test_threads_that_come_first_share_one_model(qa: VideoQA, clips: list[Path],
 
 
 def test_a_cache_that_was_given_is_not_closed(shared: VideoQA, clips: list[Path]) -> None:
-    cache = TokenCache(MemoryStore(2**24), dtype=STORAGE_DTYPE)
+    cache = TokenCache(MemoryStore(2**24))
     for state in ("miss", "hit"):
         with VideoQA(shared.facts, cache=cache) as qa:
             assert qa.encode_video(clips[0]).cache == state

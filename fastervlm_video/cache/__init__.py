@@ -1,6 +1,6 @@
 """The token cache: an optimisation that never fails a request."""
 
-from fastervlm_video.cache.base import KeepExisting, NullStore, StoredHeader, TokenStore
+from fastervlm_video.cache.base import KeepExisting, NullStore, StoredHeader, StoreEvents, TokenStore
 from fastervlm_video.cache.breaker import CircuitBreaker
 from fastervlm_video.cache.codec import check_blob, decode_tokens, encode_tokens, read_header
 from fastervlm_video.cache.embedded import EmbeddedRedis, find_redis_server
@@ -8,11 +8,15 @@ from fastervlm_video.cache.factory import DEFAULT_MAX_MEMORY_BYTES, MEMORY_URL, 
 from fastervlm_video.cache.header import FORMAT_VERSION, EntryHeader, JsonScalar
 from fastervlm_video.cache.key import CacheKey, make_key, video_key
 from fastervlm_video.cache.memory import MemoryStore
-from fastervlm_video.cache.redis_store import MAX_ENTRY_BYTES, RedisServer, RedisStore
+from fastervlm_video.cache.redis_calls import RedisServer
+from fastervlm_video.cache.redis_store import MAX_ENTRY_BYTES, RedisStore
+from fastervlm_video.cache.retry_budget import RetryBudget
+from fastervlm_video.cache.storage import DEFAULT_STORAGE, Storage
 from fastervlm_video.cache.token_cache import CacheStats, TokenCache
 
 __all__ = [
     "DEFAULT_MAX_MEMORY_BYTES",
+    "DEFAULT_STORAGE",
     "FORMAT_VERSION",
     "MAX_ENTRY_BYTES",
     "MEMORY_URL",
@@ -28,6 +32,9 @@ __all__ = [
     "NullStore",
     "RedisServer",
     "RedisStore",
+    "RetryBudget",
+    "Storage",
+    "StoreEvents",
     "StoredHeader",
     "TokenCache",
     "TokenStore",

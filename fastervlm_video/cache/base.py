@@ -6,7 +6,10 @@ from typing import Protocol
 
 from fastervlm_video.cache.key import CacheKey
 
-__all__ = ["KeepExisting", "NullStore", "StoredHeader", "TokenStore"]
+__all__ = ["Blob", "KeepExisting", "NullStore", "StoreEvents", "StoredHeader", "TokenStore"]
+
+Blob = bytes | bytearray
+"""An entry's bytes. A bytearray belongs to whoever was given it, to keep and to write to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,19 @@ class StoredHeader:
     blob_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class StoreEvents:
+    """What happened to a store's calls since it was opened, in this process.
+
+    Attributes:
+        retries: calls that were made again.
+        skipped: calls that were not made, because others had just failed.
+    """
+
+    retries: int = 0
+    skipped: int = 0
+
+
 KeepExisting = Callable[[StoredHeader], bool]
 """Says of an entry that is in the way whether it should stay."""
 
@@ -33,7 +49,7 @@ class TokenStore(Protocol):
     full, or answers nonsense.
     """
 
-    def get(self, key: CacheKey) -> bytes | None:
+    def get(self, key: CacheKey) -> Blob | None:
         """The entry, or None."""
 
     def get_header(self, key: CacheKey) -> StoredHeader | None:
@@ -56,6 +72,12 @@ class TokenStore(Protocol):
 
     def release(self, key: CacheKey, owner: str) -> None:
         """Give that right back, if ``owner`` still has it."""
+
+    def events(self) -> StoreEvents:
+        """What happened to calls so far; asks nobody."""
+
+    def evictions(self) -> int | None:
+        """How many entries (of a Redis: keys, anybody's) had to make room so far; None if that is not known."""
 
     def close(self) -> None:
         """Let go of connections, memory and helper processes."""
@@ -90,6 +112,14 @@ class NullStore:
 
     def release(self, key: CacheKey, owner: str) -> None:
         """Nothing."""
+
+    def events(self) -> StoreEvents:
+        """None."""
+        return StoreEvents()
+
+    def evictions(self) -> int | None:
+        """None: nothing is kept."""
+        return None
 
     def close(self) -> None:
         """Nothing."""

@@ -11,7 +11,9 @@
         24     4  CRC-32 of the payload            ┘
         28     4  CRC-32 of bytes 0..27 and of the JSON header
         32     h  JSON header: shapes, method, fingerprint, times; padded with blanks
-      32+h     p  features, [CLS] features, scores, indices; each padded with zeros to 64 bytes
+      32+h     p  features, [CLS] features, scores, indices, scales; each padded with zeros to 64 bytes
+
+Scales are there if features are stored as int8: a float32 for each of their rows, [CLS] rows last.
 
 CRC-32 and not a cryptographic digest: it detects *every* error of up to 32 bits in a row (any damaged
 byte with certainty, not just in all likelihood), it is cheap, and an unkeyed digest would not stop a
@@ -26,19 +28,16 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping
 
-import torch
-from torch import Tensor
-
 from fastervlm_video.cache.header import (
     FORMAT_VERSION,
     MAX_HEADER_BYTES,
     EntryHeader,
     JsonScalar,
     aligned,
-    dtype_name,
-    index_dtype,
     parse_header,
 )
+from fastervlm_video.cache.payload import Payload, payload_parts
+from fastervlm_video.cache.storage import DEFAULT_STORAGE, Storage
 from fastervlm_video.errors import FingerprintMismatchError, InvalidRequestError, TokenFormatError
 from fastervlm_video.vision.tokens import VisualTokens
 
@@ -53,27 +52,21 @@ Blob = bytes | bytearray | memoryview
 
 
 def encode_tokens(
-    tokens: VisualTokens, *, dtype: torch.dtype = torch.float16, extra: Mapping[str, JsonScalar] | None = None
+    tokens: VisualTokens, *, dtype: Storage = DEFAULT_STORAGE, extra: Mapping[str, JsonScalar] | None = None
 ) -> bytes:
     """Write a token set as bytes that :func:`decode_tokens` reads back.
 
     Args:
         tokens: on any device.
-        dtype: how features are stored: float16, bfloat16 or float32. Scores stay float32.
+        dtype: how features are stored. Scores stay float32.
         extra: notes to keep in the header.
 
     Raises:
         InvalidRequestError: ``dtype`` or ``extra`` cannot be stored.
-        TokenFormatError: a feature is not finite, or not any more in ``dtype``; or a score is NaN.
+        TokenFormatError: a feature is not finite, or not any more as it would be restored; or a score is NaN.
     """
-    dtype_name(dtype)
-    features = _storable(tokens.features, dtype, "features")
-    cls = None if tokens.cls_features is None else _storable(tokens.cls_features, dtype, "[CLS] features")
-    if torch.isnan(tokens.scores).any():
-        raise TokenFormatError("scores hold NaN: tokens cannot be ordered by them")
-    indices = tokens.indices.to(index_dtype(tokens.patches_per_frame))
-    arrays = [features, *([] if cls is None else [cls]), tokens.scores, indices]
-    parts = [part for array in arrays for part in _padded(array)]
+    dtype = Storage.parse(dtype)
+    parts = payload_parts(tokens, dtype)
     header = EntryHeader(
         counts=tuple(map(int, tokens.counts)),
         grid=(int(tokens.grid[0]), int(tokens.grid[1])),
@@ -83,7 +76,7 @@ def encode_tokens(
         fingerprint=tokens.fingerprint,
         dtype=dtype,
         pts_seconds=tuple(map(float, tokens.pts_seconds)),
-        has_cls=cls is not None,
+        has_cls=tokens.cls_features is not None,
         extra=dict(extra or {}),
         format_version=FORMAT_VERSION,
         header_size=0,  # not known before its JSON is
@@ -93,46 +86,49 @@ def encode_tokens(
     return b"".join((_head(header), *parts))
 
 
-def decode_tokens(blob: Blob, *, expect_fingerprint: str | None = None) -> VisualTokens:
+def decode_tokens(
+    blob: Blob,
+    *,
+    expect_fingerprint: str | None = None,
+    expect_dtype: Storage | None = None,
+    in_place: bool = False,
+) -> VisualTokens:
     """Read back what :func:`encode_tokens` wrote. The tensors share one fresh buffer, none of ``blob``.
 
     Args:
         blob: the bytes of one entry, no more and no less.
         expect_fingerprint: the tower whose features are wanted; None takes any.
+        expect_dtype: how the features should be stored; None takes any.
+        in_place: the tensors may be made in ``blob`` itself, a bytearray that its owner gives up.
 
     Raises:
-        TokenFormatError: the bytes are damaged, foreign, of another version, or describe the impossible.
+        TokenFormatError: the bytes are damaged, foreign, of another version, or describe the impossible; or
+            they are stored otherwise than expected.
         FingerprintMismatchError: they are sound, and of another tower.
     """
     header = check_blob(blob)
+    if expect_dtype is not None and header.dtype != expect_dtype:
+        raise TokenFormatError(f"tokens are stored as {header.dtype}, but {expect_dtype} is wanted")
     if expect_fingerprint is not None and header.fingerprint != expect_fingerprint:
         raise FingerprintMismatchError(
             f"tokens were made by the tower {header.fingerprint!r}, but {expect_fingerprint!r} is wanted: encode again"
         )
-    # A copy: tensors must not alias bytes, which are immutable, nor a view that its owner may rewrite.
-    buffer = bytearray(memoryview(blob)[header.header_size :])
-    frames, total, width = len(header.counts), header.num_tokens, header.width
-    index_type = index_dtype(header.grid[0] * header.grid[1])
-    starts, position = [], 0
-    for size in header.section_sizes():
-        starts.append(position)
-        position += aligned(size)
-    features = _array(buffer, starts[0], header.dtype, (total, width))
-    cls = _array(buffer, starts[1], header.dtype, (frames, width)) if header.has_cls else None
-    for name, values in (("features", features), ("[CLS] features", cls)):
-        _require_finite(values, name)
+    if in_place and isinstance(blob, bytearray):
+        payload = Payload(header, blob, header.header_size)
+    else:  # a copy: tensors must not alias bytes, which are immutable, nor a view that its owner may rewrite
+        payload = Payload(header, bytearray(memoryview(blob)[header.header_size :]), 0)
     try:
         return VisualTokens(
-            features=features,
-            indices=_array(buffer, starts[3], index_type, (total,)).to(torch.int32),
-            scores=_array(buffer, starts[2], torch.float32, (total,)),
+            features=payload.features(),
+            indices=payload.indices(),
+            scores=payload.scores(),
             counts=header.counts,
             grid=header.grid,
             pts_seconds=header.pts_seconds,
             method=header.method,
             nested=header.nested,
             fingerprint=header.fingerprint,
-            cls_features=cls,
+            cls_features=payload.cls_features(),
         )
     except InvalidRequestError as error:
         raise TokenFormatError(f"the token bytes are sound, but what they describe is not: {error}") from error
@@ -189,34 +185,6 @@ def _head(header: EntryHeader) -> bytes:
     text = text.ljust(aligned(_PREFIX_BYTES + len(text)) - _PREFIX_BYTES)
     prefix = _CHECKED_PREFIX.pack(MAGIC, FORMAT_VERSION, 0, len(text), header.payload_size, header.payload_crc32)
     return prefix + _CRC.pack(_crc32((prefix, text))) + text
-
-
-def _storable(values: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    stored = values.detach().to("cpu", dtype)
-    _require_finite(stored, name)
-    return stored
-
-
-def _require_finite(values: Tensor | None, name: str) -> None:
-    if values is None or values.numel() == 0:
-        return
-    # The extremes of values that hold a NaN are NaN; far cheaper than isfinite() of all of them.
-    if not all(map(torch.isfinite, values.aminmax())):
-        count = int((~torch.isfinite(values)).sum())
-        raise TokenFormatError(f"{count} of {values.numel()} numbers in {name} are not finite as {values.dtype}")
-
-
-def _padded(array: Tensor) -> tuple[memoryview, bytes]:
-    """The array's bytes, not copied, and the zeros that follow them."""
-    raw = array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-    return raw, bytes(aligned(len(raw)) - len(raw))
-
-
-def _array(buffer: bytearray, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    count = torch.Size(shape).numel()
-    if count == 0:  # frombuffer refuses to read nothing
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset).view(shape)
 
 
 def _crc32(parts: Iterable[Blob]) -> int:

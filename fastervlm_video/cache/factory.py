@@ -3,12 +3,11 @@
 import logging
 from pathlib import Path
 
-import torch
-
 from fastervlm_video.cache.base import NullStore, TokenStore
 from fastervlm_video.cache.embedded import EmbeddedRedis
 from fastervlm_video.cache.memory import MemoryStore
 from fastervlm_video.cache.redis_store import RedisStore
+from fastervlm_video.cache.storage import DEFAULT_STORAGE, Storage
 from fastervlm_video.cache.token_cache import TokenCache
 from fastervlm_video.errors import UnavailableError
 
@@ -25,7 +24,7 @@ def open_cache(
     *,
     url: str | None,
     runtime_dir: Path,
-    dtype: torch.dtype = torch.float16,
+    dtype: Storage = DEFAULT_STORAGE,
     ttl_seconds: float | None = None,
     max_memory_bytes: int = DEFAULT_MAX_MEMORY_BYTES,
     connect_timeout_seconds: float = 0.25,

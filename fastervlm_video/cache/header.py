@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from fastervlm_video.cache.storage import Storage
 from fastervlm_video.errors import InvalidRequestError, TokenFormatError
 
-__all__ = ["FORMAT_VERSION", "EntryHeader", "JsonScalar", "aligned", "dtype_name", "index_dtype", "parse_header"]
+__all__ = ["FORMAT_VERSION", "EntryHeader", "JsonScalar", "aligned", "index_dtype", "parse_header"]
 
 FORMAT_VERSION = 1
 ALIGNMENT_BYTES = 64
@@ -20,20 +21,8 @@ MAX_HEADER_BYTES = 1024**2
 
 JsonScalar = str | int | float | bool | None
 
-_DTYPES = MappingProxyType({"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32})
-_NAMES = MappingProxyType({dtype: name for name, dtype in _DTYPES.items()})
+_STORAGES = frozenset(Storage)
 _MAX_UINT16_PATCHES = 2**16
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The stored name of a feature dtype.
-
-    Raises:
-        InvalidRequestError: features cannot be stored in ``dtype``.
-    """
-    if dtype not in _NAMES:
-        raise InvalidRequestError(f"tokens are stored as one of {', '.join(_DTYPES)}, not as {dtype}")
-    return _NAMES[dtype]
 
 
 def index_dtype(patches_per_frame: int) -> torch.dtype:
@@ -73,7 +62,7 @@ class EntryHeader:
     method: str
     nested: bool
     fingerprint: str
-    dtype: torch.dtype
+    dtype: Storage
     pts_seconds: tuple[float, ...]
     has_cls: bool
     extra: Mapping[str, JsonScalar]
@@ -105,14 +94,20 @@ class EntryHeader:
         """
         return not self.nested or tokens_per_frame is None or self.min_count >= tokens_per_frame
 
-    def section_sizes(self) -> tuple[int, int, int, int]:
-        """Unpadded bytes of features, [CLS] features, scores and indices, in the order stored."""
-        row = self.width * self.dtype.itemsize
+    @property
+    def num_rows(self) -> int:
+        """Feature rows stored, [CLS] included."""
+        return self.num_tokens + (len(self.counts) if self.has_cls else 0)
+
+    def section_sizes(self) -> tuple[int, int, int, int, int]:
+        """Unpadded bytes of features, [CLS] features, scores, indices and scales, in the order stored."""
+        row = self.width * self.dtype.written.itemsize
         return (
             self.num_tokens * row,
-            len(self.counts) * row if self.has_cls else 0,
+            (self.num_rows - self.num_tokens) * row,
             self.num_tokens * torch.float32.itemsize,
             self.num_tokens * index_dtype(self.grid[0] * self.grid[1]).itemsize,
+            self.num_rows * torch.float32.itemsize if self.dtype.has_scales else 0,
         )
 
     def to_json(self) -> bytes:
@@ -127,7 +122,7 @@ class EntryHeader:
             "byteorder": sys.byteorder,
             "cls": self.has_cls,
             "counts": self.counts,
-            "dtype": dtype_name(self.dtype),
+            "dtype": self.dtype.value,
             "extra": dict(self.extra),
             "fingerprint": self.fingerprint,
             "grid": self.grid,
@@ -176,7 +171,7 @@ def parse_header(text: bytes, *, header_size: int, payload_size: int, payload_cr
         method=fields["method"],
         nested=fields["nested"],
         fingerprint=fields["fingerprint"],
-        dtype=_DTYPES[fields["dtype"]],
+        dtype=Storage(fields["dtype"]),
         pts_seconds=tuple(map(float, fields["pts_seconds"])),
         has_cls=fields["cls"],
         extra=MappingProxyType(fields["extra"]),
@@ -239,7 +234,7 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
         "byteorder": lambda value: value == sys.byteorder,
         "cls": lambda value: isinstance(value, bool),
         "counts": _is_list(_is_count),
-        "dtype": lambda value: isinstance(value, str) and value in _DTYPES,
+        "dtype": lambda value: isinstance(value, str) and value in _STORAGES,
         "extra": _is_scalar_map,
         "fingerprint": lambda value: isinstance(value, str),
         "grid": lambda value: _is_list(_is_size)(value) and len(value) == 2,

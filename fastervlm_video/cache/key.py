@@ -8,9 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
-from fastervlm_video.cache.header import FORMAT_VERSION, dtype_name
+from fastervlm_video.cache.header import FORMAT_VERSION
+from fastervlm_video.cache.storage import Storage
 from fastervlm_video.config import FrameSampling, PruneSpec
 from fastervlm_video.errors import InvalidRequestError
 
@@ -74,7 +73,7 @@ def make_key(
     nested: bool,
     seeded: bool,
     tokens_per_frame: int,
-    dtype: torch.dtype,
+    dtype: Storage,
     salt: bytes = b"",
 ) -> CacheKey:
     """The key of one video's tokens, made one way.
@@ -102,7 +101,7 @@ def make_key(
         del method["seed"]
     recipe = {
         "budget": None if nested else tokens_per_frame,
-        "dtype": dtype_name(dtype),
+        "dtype": dtype.value,
         "format": FORMAT_VERSION,
         "nested": nested,
         "preprocessing": preprocessing,

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastervlm_video.cache.base import KeepExisting, StoredHeader
+from fastervlm_video.cache.base import KeepExisting, StoredHeader, StoreEvents
 from fastervlm_video.cache.key import CacheKey
 from fastervlm_video.errors import InvalidRequestError
 
@@ -52,6 +52,7 @@ class MemoryStore:
         self._variants: dict[str, set[CacheKey]] = {}
         self._claims: dict[CacheKey, tuple[str, float]] = {}
         self._size_bytes = 0
+        self._evictions = 0
 
     @property
     def size_bytes(self) -> int:
@@ -88,6 +89,7 @@ class MemoryStore:
                 self._remove(key)
             while self._size_bytes + entry.size > self._max_bytes:
                 self._remove(next(iter(self._entries)))
+                self._evictions += 1
             self._entries[key] = entry
             self._variants.setdefault(key.video, set()).add(key)
             self._size_bytes += entry.size
@@ -125,6 +127,15 @@ class MemoryStore:
         with self._lock:
             if self._claims.get(key, ("", 0.0))[0] == owner:
                 del self._claims[key]
+
+    def events(self) -> StoreEvents:
+        """None: calls do not fail."""
+        return StoreEvents()
+
+    def evictions(self) -> int | None:
+        """Entries dropped for want of room."""
+        with self._lock:
+            return self._evictions
 
     def close(self) -> None:
         """Forget everything."""

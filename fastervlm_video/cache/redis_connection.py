@@ -6,7 +6,10 @@ so is one on the bytes of its answer.
 """
 
 import socket
+import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,28 +24,28 @@ from redis.connection import (
 )
 from redis.retry import Retry
 
+from fastervlm_video.cache.replies import DroppedConnectionError, ReplyParser, ReplyTooLargeError
 from fastervlm_video.errors import InvalidRequestError
 
-__all__ = ["ReplyTooLargeError", "connect_client", "public_url"]
-
-READ_SIZE_BYTES = 256 * 1024
+__all__ = ["BoundedSocket", "connect_client", "public_url"]
 
 
-class ReplyTooLargeError(redis.RedisError):
-    """An answer is longer than anything that was stored; the connection is given up."""
-
-
-class _BoundedSocket:
+class BoundedSocket:
     """A connected socket whose exchanges (one request, sent in parts, and its answer) end in time.
 
-    Only what redis-py calls is here; it begins a new exchange with the first ``sendall`` after a ``recv``.
+    Only what redis-py and :class:`~fastervlm_video.cache.replies.ReplyParser` call is here. A new exchange begins with
+    the first ``sendall`` after something was received.
+
+    Args:
+        sock: connected.
+        timeout_seconds: for an exchange.
+        limit_bytes: for its answer.
     """
 
     def __init__(self, sock: socket.socket, timeout_seconds: float, limit_bytes: int) -> None:
         self._sock = sock
         self._timeout_seconds = timeout_seconds
-        self._limit_bytes = limit_bytes
-        self._polling = False
+        self.limit_bytes = limit_bytes
         self._begin()
 
     def _begin(self) -> None:
@@ -57,38 +60,73 @@ class _BoundedSocket:
         self._sock.settimeout(remaining)
 
     def sendall(self, data: bytes) -> None:
+        """Send all of it, as a part of an exchange."""
         if self._answering:
             self._begin()
         self._arm()
-        self._sock.sendall(data)
+        with _drops_noticed():
+            self._sock.sendall(data)
 
     def recv(self, size: int) -> bytes:
+        """Receive up to ``size`` bytes of an answer, at least one."""
         self._answering = True
-        if not self._polling:
-            self._arm()
-        data = self._sock.recv(size)
-        self._received_bytes += len(data)
-        if self._received_bytes > self._limit_bytes:
-            raise ReplyTooLargeError(f"an answer of more than {self._limit_bytes} bytes")
+        self._arm()
+        with _drops_noticed():
+            data = self._sock.recv(size)
+        self._received(len(data))
         return data
 
-    def settimeout(self, seconds: float | None) -> None:
-        """Zero polls, as redis-py does before it reuses a connection; otherwise the deadline rules."""
-        self._polling = seconds == 0
-        if self._polling:
-            self._sock.settimeout(0)
+    def recv_into(self, buffer: memoryview) -> int:
+        """Receive a part of an answer to where it will stay; how many bytes, at least one."""
+        self._answering = True
+        self._arm()
+        with _drops_noticed():
+            count = self._sock.recv_into(buffer)
+        self._received(count)
+        return count
+
+    def poll(self) -> bool:
+        """Whether something has arrived that was not asked for: the connection is then of no use any more."""
+        self._sock.settimeout(0)
+        try:
+            with _drops_noticed():
+                data = self._sock.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        self._received(len(data))
+        return True
+
+    def _received(self, count: int) -> None:
+        if count == 0:
+            raise DroppedConnectionError("the connection was closed by the other side")
+        self._received_bytes += count
+        if self._received_bytes > self.limit_bytes:
+            raise ReplyTooLargeError(f"an answer of more than {self.limit_bytes} bytes")
 
     def shutdown(self, how: int) -> None:
+        """As a socket does."""
         self._sock.shutdown(how)
 
     def close(self) -> None:
+        """As a socket does."""
         self._sock.close()
+
+
+@contextmanager
+def _drops_noticed() -> Iterator[None]:
+    """What the system says of a connection that has gone, as one error that is no OSError."""
+    try:
+        yield
+    except (TimeoutError, BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        raise
+    except OSError as error:
+        raise DroppedConnectionError(f"the connection was lost: {error}") from error
 
 
 def _bounded(base: type[Any], timeout_seconds: float, limit_bytes: int) -> type[Any]:
     class BoundedConnection(base):  # type: ignore[misc]
-        def _connect(self) -> _BoundedSocket:
-            return _BoundedSocket(super()._connect(), timeout_seconds, limit_bytes)
+        def _connect(self) -> BoundedSocket:
+            return BoundedSocket(super()._connect(), timeout_seconds, limit_bytes)
 
     return BoundedConnection
 
@@ -134,7 +172,7 @@ def connect_client(
         connection_class=_bounded(_CONNECTIONS[scheme], operation_timeout_seconds, max_reply_bytes),
         socket_connect_timeout=connect_timeout_seconds,
         socket_timeout=operation_timeout_seconds,
-        socket_read_size=READ_SIZE_BYTES,
+        parser_class=ReplyParser,
         timeout=operation_timeout_seconds,
         max_connections=max_connections,
         retry=Retry(NoBackoff(), 0),

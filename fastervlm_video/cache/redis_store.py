@@ -9,20 +9,19 @@ does not move its payload.
 """
 
 import logging
-import threading
-import time
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import redis
 
-from fastervlm_video.cache.base import KeepExisting, StoredHeader
+from fastervlm_video.cache.base import Blob, KeepExisting, StoredHeader, StoreEvents
 from fastervlm_video.cache.breaker import CircuitBreaker
 from fastervlm_video.cache.key import CacheKey
-from fastervlm_video.cache.redis_connection import ReplyTooLargeError, connect_client, public_url
+from fastervlm_video.cache.redis_calls import RedisCalls, RedisServer
+from fastervlm_video.cache.replies import ReplyTooLargeError
+from fastervlm_video.cache.retry_budget import RetryBudget
 from fastervlm_video.errors import InvalidRequestError, UnavailableError
 
-__all__ = ["MAX_ENTRY_BYTES", "RedisServer", "RedisStore"]
+__all__ = ["MAX_ENTRY_BYTES", "RedisStore"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +30,11 @@ CLAIM_PREFIX = "fastervlm:claim:"
 MAX_ENTRY_BYTES = 128 * 1024**2
 REPLY_OVERHEAD_BYTES = 64 * 1024
 PUT_ATTEMPTS = 3
-REVIVAL_PAUSE_SECONDS = 1.0
 MILLISECONDS = 1000
+
+# Scripts where an answer takes two commands, and not MULTI: in a transaction, a full Redis refuses even to read.
+_PROBE = "return {redis.call('HGET', KEYS[1], ARGV[1]), redis.call('HSTRLEN', KEYS[1], ARGV[2])}"
+_DELETE = "local fields = redis.call('HKEYS', KEYS[1]) redis.call('UNLINK', KEYS[1]) return fields"
 
 # Write only if the header is still the one that was looked at ("" for none). Not WATCH/MULTI: that takes
 # two exchanges more, and redis-py's clean-up after it talks to the server again when that hangs.
@@ -52,25 +54,14 @@ return 1
 """
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
-T = TypeVar("T")
-
-
-class RedisServer(Protocol):
-    """The server behind a store, if it is one that can be brought back."""
-
-    def ensure_running(self) -> None:
-        """Use the live server, or start one.
-
-        Raises:
-            UnavailableError: neither was possible.
-        """
-
-    def close(self) -> None:
-        """Stop it, if this process started it."""
-
 
 class RedisStore:
     """A :class:`~fastervlm_video.cache.base.TokenStore` in a Redis.
+
+    A call may be made twice (see :class:`~fastervlm_video.cache.redis_calls.RedisCalls`), which is as good as once:
+    reading changes nothing; what was removed stays removed (only the count may be short); an entry that the first try
+    has written is written again, or left if a larger one has come; a claim names its owner, who renews it; and one that
+    the first try gave back is nobody's by then, or another's, and left alone.
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``.
@@ -78,9 +69,11 @@ class RedisStore:
             it to Redis to make room.
         connect_timeout_seconds: for reaching the server.
         operation_timeout_seconds: for one exchange with it; writing an entry takes two.
+            :class:`~fastervlm_video.cache.redis_calls.RedisCalls` says what follows for a call.
         max_entry_bytes: larger values are neither written nor read.
         max_connections: most connections at once.
         breaker: decides when not to try at all.
+        retries: decides when to try again after a dropped connection.
         server: is asked to come back when it is gone; closed with the store.
 
     Raises:
@@ -97,6 +90,7 @@ class RedisStore:
         max_entry_bytes: int = MAX_ENTRY_BYTES,
         max_connections: int = 64,
         breaker: CircuitBreaker | None = None,
+        retries: RetryBudget | None = None,
         server: RedisServer | None = None,
     ) -> None:
         for name, value in (
@@ -108,26 +102,24 @@ class RedisStore:
         ):
             if value is not None and value <= 0:
                 raise InvalidRequestError(f"{name} must be positive, got {value}")
-        self._client = connect_client(
+        self._redis = RedisCalls(
             url,
             connect_timeout_seconds=connect_timeout_seconds,
             operation_timeout_seconds=operation_timeout_seconds,
             max_reply_bytes=max_entry_bytes + REPLY_OVERHEAD_BYTES,
             max_connections=max_connections,
+            breaker=breaker,
+            retries=retries,
+            server=server,
         )
-        self._address = public_url(url)
         self._ttl_milliseconds = "" if ttl_seconds is None else str(max(1, round(ttl_seconds * MILLISECONDS)))
         self._max_entry_bytes = max_entry_bytes
-        self._breaker = breaker or CircuitBreaker()
-        self._server = server
-        self._revival = threading.Lock()
-        self._next_revival = 0.0
 
-    def get(self, key: CacheKey) -> bytes | None:
+    def get(self, key: CacheKey) -> Blob | None:
         """The entry, or None. A value too large to be an entry is removed."""
         name, _, body = _where(key)
         try:
-            return self._call("get", lambda client: _bytes_or_none(_ask(client, name, ("HGET", name, body))[0]))
+            return self._redis.call("get", lambda client: _blob_or_none(_ask(client, name, "HGET", name, body)))
         except UnavailableError as error:
             if isinstance(error.__cause__, ReplyTooLargeError):
                 self.discard(key)
@@ -135,7 +127,7 @@ class RedisStore:
 
     def get_header(self, key: CacheKey) -> StoredHeader | None:
         """The entry's header and size, or None."""
-        return self._call("probe", lambda client: _probe(client, key))
+        return self._redis.call("probe", lambda client: _probe(client, key))
 
     def put(self, key: CacheKey, blob: bytes, header: bytes, *, keep: KeepExisting | None = None) -> bool:
         """Store an entry, whole or not at all, unless ``keep`` says that the one there should stay."""
@@ -156,78 +148,49 @@ class RedisStore:
             logger.info("not cached: others kept writing the same entry")
             return False
 
-        return self._call("put", put)
+        return self._redis.call("put", put)
 
     def discard(self, key: CacheKey) -> bool:
         """Remove one entry. True if there was one."""
         name, head, body = _where(key)
-        return self._call("discard", lambda client: bool(_ask(client, name, ("HDEL", name, head, body))[0]))
+        return self._redis.call("discard", lambda client: bool(_ask(client, name, "HDEL", name, head, body)))
 
     def delete_video(self, video: str) -> int:
         """Remove every entry of a video; how many there were. Tried even while the circuit is open."""
         name = KEY_PREFIX + video
 
         def delete(client: redis.Redis) -> int:
-            fields, _ = _ask(client, name, ("HKEYS", name), ("UNLINK", name))
+            fields = _ask(client, name, "EVAL", _DELETE, 1, name)
             return len({field.partition(b".")[0] for field in fields or ()})
 
-        return self._call("delete", delete, must_try=True)
+        return self._redis.call("delete", delete, must_try=True)
 
     def claim(self, key: CacheKey, owner: str, seconds: float) -> bool:
         """Take, or renew, the sole right to make an entry; False if another has it."""
         lifetime = str(max(1, round(seconds * MILLISECONDS)))
-        return self._call("claim", lambda client: bool(_run(client, _CLAIM, _claim_name(key), owner, lifetime)))
+        return self._redis.call("claim", lambda client: bool(_run(client, _CLAIM, _claim_name(key), owner, lifetime)))
 
     def release(self, key: CacheKey, owner: str) -> None:
         """Give that right back, if ``owner`` still has it."""
-        self._call("release", lambda client: _run(client, _RELEASE, _claim_name(key), owner))
+        self._redis.call("release", lambda client: _run(client, _RELEASE, _claim_name(key), owner))
+
+    def events(self) -> StoreEvents:
+        """Calls made again, and calls not made because the circuit was open."""
+        return self._redis.events
+
+    def evictions(self) -> int | None:
+        """Keys that the server has evicted since it was started, anybody's; None if it does not say.
+
+        Raises:
+            UnavailableError: it could not be asked.
+        """
+        stats = self._redis.call("say what it evicted", lambda client: client.execute_command("INFO", "stats"))  # type: ignore[no-untyped-call]
+        evicted = stats.get("evicted_keys") if isinstance(stats, dict) else None
+        return evicted if isinstance(evicted, int) else None
 
     def close(self) -> None:
         """Close all connections, and the server if it is this process's own."""
-        self._client.connection_pool.disconnect()
-        if self._server is not None:
-            self._server.close()
-
-    def _call(self, what: str, operation: Callable[[redis.Redis], T], *, must_try: bool = False) -> T:
-        """Run an exchange, with breaker and revival; whatever goes wrong becomes an UnavailableError."""
-        if not self._breaker.allow() and not must_try:
-            raise UnavailableError(f"{what} skipped: the Redis at {self._address} failed just now")
-        try:
-            try:
-                result = operation(self._client)
-            except redis.ConnectionError:
-                if not self._revive():
-                    raise
-                result = operation(self._client)
-        except redis.ResponseError as error:
-            self._breaker.record_success()  # it answers, if only to refuse
-            logger.warning("the Redis at %s refused to %s: %s", self._address, what, error)
-            raise UnavailableError(f"the Redis at {self._address} refused to {what}: {error}") from error
-        # All else: no answer, or one out of which redis-py or this module could make no sense.
-        except Exception as error:
-            self._breaker.record_failure()
-            logger.warning("the Redis at %s failed to %s: %s: %s", self._address, what, type(error).__name__, error)
-            raise UnavailableError(f"the Redis at {self._address} failed to {what}: {error}") from error
-        self._breaker.record_success()
-        return result
-
-    def _revive(self) -> bool:
-        """Have the server started again; by one thread, and not all the time. True if it is back."""
-        if self._server is None or not self._revival.acquire(blocking=False):
-            return False
-        try:
-            if time.monotonic() < self._next_revival:
-                return False
-            self._next_revival = time.monotonic() + REVIVAL_PAUSE_SECONDS
-            self._server.ensure_running()
-        except UnavailableError as error:
-            logger.warning("the Redis at %s cannot be brought back: %s", self._address, error)
-            return False
-        else:
-            logger.warning("the Redis at %s is back", self._address)
-            return True
-        finally:
-            self._revival.release()
+        self._redis.close()
 
 
 def _where(key: CacheKey) -> tuple[str, str, str]:
@@ -244,31 +207,30 @@ def _run(client: redis.Redis, script: str, name: str, *values: str | bytes) -> A
     return client.execute_command("EVAL", script, 1, name, *values)  # type: ignore[no-untyped-call]
 
 
-def _ask(client: redis.Redis, name: str, *commands: tuple[str, ...]) -> list[Any]:
-    """The answers to commands sent together; all None if no hash is under ``name``, which is then removed."""
+def _ask(client: redis.Redis, name: str, *command: str | int) -> Any:
+    """The answer to a command; None if something else than a hash is under ``name``, which is then removed."""
     try:
-        with client.pipeline(transaction=len(commands) > 1) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)  # type: ignore[no-untyped-call]
-            return pipe.execute()
+        return client.execute_command(*command)  # type: ignore[no-untyped-call]
     except redis.ResponseError as error:
         if "WRONGTYPE" not in str(error):
             raise
         logger.warning("removed %s from Redis, which was not a hash of this cache", name)
         client.unlink(name)
-        return [None] * len(commands)
+        return None
 
 
 def _probe(client: redis.Redis, key: CacheKey) -> StoredHeader | None:
     name, head, body = _where(key)
-    header, blob_bytes = _ask(client, name, ("HGET", name, head), ("HSTRLEN", name, body))
-    if not isinstance(blob_bytes, int | None):
-        raise redis.InvalidResponse(f"HSTRLEN answered {type(blob_bytes).__name__}")
-    header = _bytes_or_none(header)
-    return None if header is None else StoredHeader(header, blob_bytes or 0)
+    answer = _ask(client, name, "EVAL", _PROBE, 1, name, head, body)
+    if answer is None:
+        return None
+    if not isinstance(answer, list) or len(answer) != 2 or not isinstance(answer[1], int):
+        raise redis.InvalidResponse(f"a header and a size were expected, not {type(answer).__name__}")
+    header = _blob_or_none(answer[0])
+    return None if header is None else StoredHeader(bytes(header), answer[1])
 
 
-def _bytes_or_none(answer: object) -> bytes | None:
-    if not isinstance(answer, bytes | None):
+def _blob_or_none(answer: object) -> Blob | None:
+    if not isinstance(answer, bytes | bytearray | None):
         raise redis.InvalidResponse(f"a value was expected, not {type(answer).__name__}")
     return answer

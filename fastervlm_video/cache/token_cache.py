@@ -2,16 +2,16 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
-
-from fastervlm_video.cache.base import StoredHeader, TokenStore
+from fastervlm_video.cache.base import Blob, StoredHeader, TokenStore
 from fastervlm_video.cache.codec import check_blob, decode_tokens, read_header
-from fastervlm_video.cache.header import EntryHeader, dtype_name
+from fastervlm_video.cache.header import EntryHeader
 from fastervlm_video.cache.key import CacheKey
+from fastervlm_video.cache.storage import DEFAULT_STORAGE, Storage
 from fastervlm_video.errors import (
     FasterVLMError,
     FingerprintMismatchError,
@@ -38,6 +38,9 @@ class CacheStats:
         inserts: entries written.
         bytes_read: of entries fetched, usable or not.
         bytes_written: of entries written.
+        seconds: spent in calls of the cache, by all threads together.
+        retries: exchanges with the store that were made again.
+        skipped: exchanges that the circuit breaker did not let through.
     """
 
     hits: int = 0
@@ -46,6 +49,9 @@ class CacheStats:
     inserts: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+    seconds: float = 0.0
+    retries: int = 0
+    skipped: int = 0
 
 
 class TokenCache:
@@ -59,15 +65,14 @@ class TokenCache:
         InvalidRequestError: features cannot be stored in ``dtype``.
     """
 
-    def __init__(self, store: TokenStore, *, dtype: torch.dtype = torch.float16) -> None:
-        dtype_name(dtype)
+    def __init__(self, store: TokenStore, *, dtype: Storage = DEFAULT_STORAGE) -> None:
         self._store = store
-        self._dtype = dtype
+        self._dtype = Storage.parse(dtype)
         self._lock = threading.Lock()
-        self._stats = CacheStats()
+        self._counts: dict[str, float] = {}
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Storage:
         """How features are stored: give it to :func:`~fastervlm_video.cache.codec.encode_tokens`."""
         return self._dtype
 
@@ -80,18 +85,20 @@ class TokenCache:
                 it is. The budget of a method that is not nested is in the key.
             fingerprint: the tower whose features are wanted.
         """
-        blob = self._guarded("look-up", key, lambda: self._store.get(key), default=None)
-        tokens = None
-        if blob is not None:
+
+        def fetch() -> VisualTokens | None:
+            blob = self._store.get(key)
+            if blob is None:
+                return None
             self._count(bytes_read=len(blob))
-            tokens = self._guarded(
-                "look-up", key, lambda: self._decode(blob, tokens_per_frame, fingerprint), default=None
-            )
-        self._count(hits=int(tokens is not None), misses=int(tokens is None))
+            return self._decode(blob, tokens_per_frame, fingerprint)
+
+        tokens = self._guarded("look-up", key, fetch, default=None)
+        self._count(**{"misses" if tokens is None else "hits": 1})
         return tokens
 
     def holds(self, key: CacheKey, tokens_per_frame: int | None) -> bool:
-        """Whether a look-up would most likely hit; moves and counts nothing."""
+        """Whether a look-up would most likely hit; moves nothing, and is no hit or miss."""
 
         def probe() -> bool:
             stored = self._store.get_header(key)
@@ -108,7 +115,7 @@ class TokenCache:
         def write() -> bool:
             header = check_blob(blob)
             if header.dtype != self._dtype:
-                raise TokenFormatError(f"tokens in {header.dtype} do not belong in a cache of {self._dtype}")
+                raise TokenFormatError(f"tokens stored as {header.dtype} do not belong in a cache of {self._dtype}")
             return self._store.put(
                 key, blob, bytes(blob[: header.header_size]), keep=lambda stored: self._outranks(stored, header)
             )
@@ -120,12 +127,15 @@ class TokenCache:
 
     def delete_video(self, video: str) -> int | None:
         """Remove all that was derived from a video; how many entries, or None if the store could not say."""
+        began = time.perf_counter()
         try:
             return self._store.delete_video(video)
         except FasterVLMError as error:
             self._count(errors=1)
             logger.warning("entries of video %s may still be there: %s", video, error)
             return None
+        finally:
+            self._count(seconds=time.perf_counter() - began)
 
     def claim(self, key: CacheKey, owner: str, seconds: float) -> bool:
         """Take, or renew, the sole right to make an entry, for ``seconds``; False if another has it.
@@ -139,18 +149,33 @@ class TokenCache:
         self._guarded("release", key, lambda: self._store.release(key, owner), default=None)
 
     def stats(self) -> CacheStats:
-        """A snapshot of the counts."""
+        """A snapshot of the counts; asks nobody."""
+        events = self._store.events()
         with self._lock:
-            return self._stats
+            return CacheStats(**self._counts, retries=events.retries, skipped=events.skipped)  # type: ignore[arg-type]
+
+    def evictions(self) -> int | None:
+        """Entries (of a Redis: keys, anybody's) that the store says it dropped to make room; None if it cannot say.
+
+        Asks the store, within the time of any other call.
+        """
+        try:
+            return self._store.evictions()
+        except UnavailableError as error:
+            logger.debug("evictions: %s", error)
+            return None
 
     def close(self) -> None:
         """Let go of the store."""
         self._store.close()
 
-    def _decode(self, blob: bytes, tokens_per_frame: int | None, fingerprint: str) -> VisualTokens | None:
-        tokens = decode_tokens(blob, expect_fingerprint=fingerprint)
-        if tokens.features.dtype != self._dtype:
-            raise TokenFormatError(f"stored in {tokens.features.dtype}, not in {self._dtype}")
+    def _decode(self, blob: Blob, tokens_per_frame: int | None, fingerprint: str) -> VisualTokens | None:
+        tokens = decode_tokens(
+            blob,
+            expect_fingerprint=fingerprint,
+            expect_dtype=self._dtype,
+            in_place=isinstance(blob, bytearray),
+        )
         if tokens_per_frame is None or not tokens.nested:
             return tokens
         return tokens.select(tokens_per_frame) if tokens.holds(tokens_per_frame) else None
@@ -159,7 +184,7 @@ class TokenCache:
         header = read_header(stored.header)
         if header.dtype != self._dtype or header.total_size != stored.blob_bytes:
             raise TokenFormatError(
-                f"{stored.blob_bytes} bytes stored, {header.total_size} in {header.dtype} described by the header"
+                f"{stored.blob_bytes} bytes stored, {header.total_size} as {header.dtype} described by the header"
             )
         return header
 
@@ -177,6 +202,7 @@ class TokenCache:
 
     def _guarded(self, what: str, key: CacheKey, action: Callable[[], T], *, default: T) -> T:
         """The boundary behind which the cache may fail: any error is counted, logged, and means ``default``."""
+        began = time.perf_counter()
         try:
             return action()
         except UnavailableError as error:
@@ -188,6 +214,8 @@ class TokenCache:
                 self._discard(key)
         except Exception:
             logger.exception("%s of %s failed in an unforeseen way", what, key)
+        finally:
+            self._count(seconds=time.perf_counter() - began)
         self._count(errors=1)
         return default
 
@@ -198,8 +226,7 @@ class TokenCache:
         except FasterVLMError as error:
             logger.debug("could not discard %s: %s", key, error)
 
-    def _count(self, **amounts: int) -> None:
+    def _count(self, **amounts: float) -> None:
         with self._lock:
-            self._stats = replace(
-                self._stats, **{name: getattr(self._stats, name) + amount for name, amount in amounts.items()}
-            )
+            for name, amount in amounts.items():
+                self._counts[name] = self._counts.get(name, 0) + amount

@@ -16,7 +16,6 @@ from fastervlm_video.eval.runner import ProgressCallback, Runner
 from fastervlm_video.eval.scoring import score_prediction
 from fastervlm_video.models import Checkpoint
 from fastervlm_video.pipeline import VideoQA
-from fastervlm_video.plan import STORAGE_DTYPE
 
 __all__ = ["DEFAULT_MAX_TOKENS", "evaluate"]
 
@@ -104,7 +103,7 @@ def _manifest(qa: VideoQA, dataset: Dataset, sampling: FrameSampling, max_tokens
         "max_tokens": max_tokens,
         "device": qa.encoder.device.type,
         "dtype": str(qa.encoder.dtype),
-        "storage_dtype": str(STORAGE_DTYPE),
+        "storage_dtype": qa.cache_dtype.value,
     }
 
 

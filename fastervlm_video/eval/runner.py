@@ -107,7 +107,7 @@ class Runner:
             return
         resize = self._qa.facts.preprocessing.resize
         frames = decode_video(video, self._sampling, resize=resize)
-        source = VideoTokens(self._qa.encoder, frames, name, self._dataset.coverage)
+        source = VideoTokens(self._qa.encoder, frames, name, self._dataset.coverage, dtype=self._qa.cache_dtype)
         for arm, rest in todo.items():
             if rest:
                 timed = source.of(arm)

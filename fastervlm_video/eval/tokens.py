@@ -7,14 +7,13 @@ from typing import TypeVar
 
 import torch
 
-from fastervlm_video.cache import decode_tokens, encode_tokens
+from fastervlm_video.cache import DEFAULT_STORAGE, Storage, decode_tokens, encode_tokens
 from fastervlm_video.config import PruneSpec
 from fastervlm_video.errors import InvalidRequestError
 from fastervlm_video.eval.arms import FULL, ORACLE, Arm
 from fastervlm_video.eval.datasets import Coverage
 from fastervlm_video.eval.oracle import select_by_coverage
 from fastervlm_video.media import FrameBatch
-from fastervlm_video.plan import STORAGE_DTYPE
 from fastervlm_video.vision import EncodeJob, VisionEncoder, VisualTokens
 
 __all__ = ["TimedTokens", "VideoTokens"]
@@ -45,9 +44,19 @@ class VideoTokens:
         frames: the video's, resized.
         name: the video's in its data set.
         coverage: where its objects are, for the oracle.
+        dtype: how tokens are stored on their way.
     """
 
-    def __init__(self, encoder: VisionEncoder, frames: FrameBatch, name: str, coverage: Coverage | None) -> None:
+    def __init__(
+        self,
+        encoder: VisionEncoder,
+        frames: FrameBatch,
+        name: str,
+        coverage: Coverage | None,
+        *,
+        dtype: Storage = DEFAULT_STORAGE,
+    ) -> None:
+        self._dtype = dtype
         self._encoder, self._frames, self._name, self._coverage = encoder, frames, name, coverage
         self._output, self._tower_seconds = self._timed(lambda: encoder.run_tower(frames))
 
@@ -62,7 +71,7 @@ class VideoTokens:
             return self._oracle(arm)
         job = EncodeJob(self._frames, arm.spec)
         pruned, prune_seconds = self._timed(lambda: self._encoder.prune(job, self._output))
-        tokens, store_seconds = self._timed(lambda: decode_tokens(encode_tokens(pruned, dtype=STORAGE_DTYPE)))
+        tokens, store_seconds = self._timed(lambda: decode_tokens(encode_tokens(pruned, dtype=self._dtype)))
         return TimedTokens(tokens, self._tower_seconds + prune_seconds + store_seconds, prune_seconds)
 
     def _oracle(self, arm: Arm) -> TimedTokens:

@@ -64,7 +64,7 @@ class VisualTokens:
         for name, tensor, dtype in (("indices", self.indices, torch.int32), ("scores", self.scores, torch.float32)):
             if tensor.dtype != dtype or tensor.shape != (total,):
                 raise InvalidRequestError(f"{name} must be {dtype} [{total}], got {tensor.dtype} {list(tensor.shape)}")
-        if total and not (int(self.indices.min()) >= 0 and int(self.indices.max()) < patches):
+        if total and not all(0 <= int(extreme) < patches for extreme in self.indices.aminmax()):
             raise InvalidRequestError(f"patch indices must be in [0, {patches})")
         cls = self.cls_features
         if cls is not None and (cls.shape != (len(self.counts), self.width) or cls.dtype != self.features.dtype):

@@ -6,9 +6,11 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from fastervlm_video.cache import CacheKey
+from fastervlm_video.cache import CacheKey, Storage
 from fastervlm_video.vision.tokens import VisualTokens
 
 PREFIX = struct.Struct("<8sHHIQII")
@@ -51,16 +53,27 @@ def make_cache_key(video: str = "a", variant: str = "b") -> CacheKey:
     return CacheKey(video=video * 64, variant=variant * 64)
 
 
-def assert_same(found: VisualTokens | None, wanted: VisualTokens, dtype: torch.dtype = torch.float16) -> None:
-    """Every field equal; features after a cast to the stored dtype, bit for bit."""
+def as_stored(features: Tensor, dtype: Storage) -> Tensor:
+    """What is to be read back; for int8, worked out once more, with numpy."""
+    if dtype is not Storage.INT8:
+        return features.to({"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[dtype])
+    values = features.numpy().astype(np.float32)
+    scales = np.abs(values).max(axis=1, keepdims=True) / np.float32(127)
+    numbers = np.rint(np.divide(values, scales, out=np.zeros_like(values), where=scales > 0)).clip(-127, 127)
+    return torch.from_numpy((numbers * scales).astype(np.float16))
+
+
+def assert_same(found: VisualTokens | None, wanted: VisualTokens, dtype: Storage = Storage.FLOAT16) -> None:
+    """Every field equal; features as they are stored, bit for bit."""
     assert found is not None
-    assert found.features.dtype == dtype
-    assert torch.equal(found.features, wanted.features.to(dtype))
+    features = as_stored(wanted.features, dtype)
+    assert found.features.dtype == features.dtype
+    assert torch.equal(found.features, features)
     assert torch.equal(found.indices, wanted.indices)
     assert torch.equal(found.scores, wanted.scores)
     assert (found.cls_features is None) == (wanted.cls_features is None)
     if found.cls_features is not None and wanted.cls_features is not None:
-        assert torch.equal(found.cls_features, wanted.cls_features.to(dtype))
+        assert torch.equal(found.cls_features, as_stored(wanted.cls_features, dtype))
     for name in ("counts", "grid", "pts_seconds", "method", "nested", "fingerprint"):
         assert getattr(found, name) == getattr(wanted, name)
 

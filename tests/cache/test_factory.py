@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import redis
-import torch
 
-from fastervlm_video.cache import EmbeddedRedis, encode_tokens, open_cache
+from fastervlm_video.cache import EmbeddedRedis, Storage, encode_tokens, open_cache
 from fastervlm_video.errors import InvalidRequestError, UnavailableError
 from tests.cache.conftest import MEMORY_BYTES, server_pid, stopped
 from tests.cache.samples import FINGERPRINT, assert_same, make_cache_key, make_tokens
@@ -26,11 +25,11 @@ def test_off(url: str, runtime_dir: Path) -> None:
 
 def test_memory(runtime_dir: Path) -> None:
     cache = open_cache(
-        url="memory://", runtime_dir=runtime_dir / "unused", dtype=torch.bfloat16, max_memory_bytes=10_000
+        url="memory://", runtime_dir=runtime_dir / "unused", dtype=Storage.BFLOAT16, max_memory_bytes=10_000
     )
-    assert cache.insert(KEY, encode_tokens(make_tokens(), dtype=torch.bfloat16))
-    assert_same(cache.lookup(KEY, 3, FINGERPRINT), make_tokens(), torch.bfloat16)
-    assert not cache.insert(KEY, encode_tokens(make_tokens((12, 12), width=1000), dtype=torch.bfloat16))
+    assert cache.insert(KEY, encode_tokens(make_tokens(), dtype=Storage.BFLOAT16))
+    assert_same(cache.lookup(KEY, 3, FINGERPRINT), make_tokens(), Storage.BFLOAT16)
+    assert not cache.insert(KEY, encode_tokens(make_tokens((12, 12), width=1000), dtype=Storage.BFLOAT16))
     assert not (runtime_dir / "unused").exists()
 
 

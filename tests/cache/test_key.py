@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastervlm_video.cache import CacheKey, make_key, video_key
+from fastervlm_video.cache import CacheKey, Storage, make_key, video_key
 from fastervlm_video.config import FrameSampling, PruneSpec
 from fastervlm_video.errors import InvalidRequestError
 
@@ -22,7 +22,7 @@ BASE: dict[str, Any] = {
     "nested": True,
     "seeded": False,
     "tokens_per_frame": 26,
-    "dtype": torch.float16,
+    "dtype": Storage.FLOAT16,
     "salt": b"tenant",
 }
 
@@ -68,8 +68,9 @@ def test_golden_value() -> None:
         {"prune": PruneSpec(keep_cls=True)},
         {"nested": False},
         {"seeded": True},
-        {"dtype": torch.bfloat16},
-        {"dtype": torch.float32},
+        {"dtype": Storage.BFLOAT16},
+        {"dtype": Storage.FLOAT32},
+        {"dtype": Storage.INT8},
     ],
 )
 def test_every_ingredient_changes_the_variant_and_no_other_half(change: dict[str, Any]) -> None:

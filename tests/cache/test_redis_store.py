@@ -308,7 +308,7 @@ def test_url_options_do_not_undo_ours(server: EmbeddedRedis) -> None:
 
 
 def test_many_threads_share_few_connections(server: EmbeddedRedis) -> None:
-    store = RedisStore(server.url, max_connections=2)
+    store = RedisStore(server.url, max_connections=2, operation_timeout_seconds=30)
     failures: list[BaseException] = []
 
     def work(digit: str) -> None:

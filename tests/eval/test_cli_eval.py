@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fastervlm_video import cli
-from fastervlm_video.eval import Judge, read_predictions
+from fastervlm_video.eval import Judge, read_manifest, read_predictions
 from tests.eval.test_judge import NO, Server, replies
 
 Run = Callable[..., tuple[int, str, str]]
@@ -52,6 +52,19 @@ def test_a_run_and_its_comparison(run: Run, options: list[object], tmp_path: Pat
     assert (status, err) == (0, "")
     assert "full@1" in out
     assert len(run("eval-compare", "mine", "mine", "--bootstrap", 50, "--permutations", 20)[1].splitlines()) >= 6
+
+
+def test_tokens_may_be_stored_otherwise(run: Run, options: list[object], tmp_path: Path) -> None:
+    """Which is another run: its predictions are not mixed with those of the first."""
+    choice = ("--methods", "cls_attention", "--keep", "0.5", "--out", "mine")
+    assert run(*options, *choice)[0] == 0
+    assert read_manifest(tmp_path / "mine")["storage_dtype"] == "float16"
+    status, _, err = run(*options, *choice, "--cache-dtype", "int8")
+    assert (status, "storage_dtype" in err) == (2, True)
+    assert run(*options, *choice, "--cache-dtype", "int8", "--no-resume")[0] == 0
+    assert read_manifest(tmp_path / "mine")["storage_dtype"] == "int8"
+    status, _, err = run(*options, *choice, "--cache-dtype", "int4")
+    assert (status, "not as int4" in err) == (2, True)
 
 
 def test_the_folder_has_a_name_by_default(run: Run, options: list[object], tmp_path: Path, questions: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastervlm_video import VideoQA
+from fastervlm_video.cache import Storage
 from fastervlm_video.config import FrameSampling, PruneSpec
 from fastervlm_video.errors import InvalidRequestError
 from fastervlm_video.eval import FULL, ORACLE, Arm, Dataset
@@ -14,6 +15,7 @@ from fastervlm_video.media import decode_video
 from fastervlm_video.models import Checkpoint, LanguageHalf
 from fastervlm_video.prune import method_names
 from fastervlm_video.vision import EncodeJob
+from tests.cache.samples import assert_same
 from tests.checkpoints import frame_batch, random_frames
 from tests.eval.conftest import coverage
 
@@ -33,6 +35,15 @@ def test_tokens_are_those_of_the_pipeline_bit_by_bit(qa: VideoQA, dataset: Datas
         assert torch.equal(getattr(timed.tokens, name), getattr(expected, name))
     assert timed.tokens.counts == expected.counts
     assert 0 < timed.prune_seconds < timed.encode_seconds
+
+
+def test_tokens_are_as_the_cache_would_store_them(qa: VideoQA) -> None:
+    frames = frame_batch(random_frames(2, *qa.encoder.frame_size))
+    arm = Arm("cls_attention", 0.5)
+    tokens = {dtype: VideoTokens(qa.encoder, frames, "x", None, dtype=dtype).of(arm).tokens for dtype in Storage}
+    (direct,) = qa.encoder.encode([EncodeJob(frames, arm.spec)])
+    for dtype, stored in tokens.items():
+        assert_same(stored, direct, dtype)
 
 
 def test_long_videos_go_through_the_tower_in_pieces(qa: VideoQA) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ray.serve import context
 from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.config import DeploymentConfig
+from torch import Tensor
 
-from fastervlm_video.cache import decode_tokens
+from fastervlm_video.cache import Storage, decode_tokens, read_header
 from fastervlm_video.config import DEFAULT_METHOD, FrameSampling, PruneSpec, SamplingParams
 from fastervlm_video.errors import (
     FingerprintMismatchError,
@@ -28,6 +30,7 @@ from fastervlm_video.media import write_video
 from fastervlm_video.mini import random_scene, render_scene, save_mini_checkpoint
 from fastervlm_video.plan import ModelFacts
 from fastervlm_video.prune import method_names
+from fastervlm_video.vision import VisualTokens
 from services.decoder import Decoder
 from services.encoder import Encoder
 from services.generator import Generator
@@ -44,7 +47,7 @@ from services.stages import (
     TokensMissing,
     TokensReady,
 )
-from services.stores import open_blob_store
+from services.stores import open_blob_store, open_service_cache
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # a batch queue belongs to the loop of its replica
 
@@ -156,6 +159,39 @@ async def test_every_method_is_served_from_hand_and_from_the_cache(
         assert (events[0].method, events[0].tokens_kept, sum(events[0].tokens_per_frame)) == (method, 4 * 20, 4 * 20)
         assert isinstance(events[-1], AnswerDone)
     assert [e for e in handed if isinstance(e, AnswerText)] == [e for e in cached if isinstance(e, AnswerText)]
+
+
+async def test_int8_is_what_every_stage_sees(
+    decoder: Decoder, encoder: Encoder, generator: Generator, settings: Settings, facts: ModelFacts, digest: str
+) -> None:
+    """Tokens from hand and from the cache alike; a replica with the other setting misses, without an error."""
+    changed = settings.model_copy(update={"cache_dtype": "int8"})
+    decoded, order = await _decode(decoder, facts, digest), _orders(facts, digest, 30)[0]
+    plan = facts.plan(digest, SAMPLING, order.prune, dtype=Storage.INT8)
+    cache = open_service_cache(changed)
+    assert plan.key.variant != order.key.variant
+    theirs, encoder._cache = encoder._cache, cache
+    try:
+        encoded = await encoder.encode(decoded, replace(order, key=plan.key))
+    finally:
+        encoder._cache = theirs
+    assert read_header(encoded.blob).dtype is Storage.INT8
+    assert torch.equal(_features(cache.lookup(plan.key, 30, facts.fingerprint)), _features(decode_tokens(encoded.blob)))
+    answer = AnswerOrder("r", ASKED, plan.key, 30, facts.fingerprint, SamplingParams(max_tokens=5))
+    theirs, generator._cache = generator._cache, cache
+    texts = [await _events(generator.generate(answer, source)) for source in (encoded, None)]
+    generator._cache = theirs
+    assert (
+        [e for e in texts[0] if isinstance(e, AnswerText)] == [e for e in texts[1] if isinstance(e, AnswerText)] != []
+    )
+    assert await _events(generator.generate(replace(answer, key=order.key))) == [TokensMissing()]
+    assert (cache.stats().errors, theirs.stats().errors) == (0, 0)
+    cache.close()
+
+
+def _features(tokens: VisualTokens | None) -> Tensor:
+    assert tokens is not None
+    return tokens.features
 
 
 async def test_other_checkpoints_are_refused(

@@ -18,7 +18,7 @@ define compile
 	sed -i '/^torch==/,/[^\\]$$/d' $(2)
 endef
 
-.PHONY: help demo serve test check bench bench-engine format lock clean
+.PHONY: help demo serve test check bench bench-engine bench-first-token format lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -51,11 +51,14 @@ check: $(VENV)/.dev ## Lint, format check and types
 test: check ## All checks and all tests
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.run ## Cost of frames out of an hour against frames out of a minute
+bench: $(VENV)/.run ## Cost of 8 frames out of 10 seconds, 1, 10 and 60 minutes
 	$(BIN)/python benchmarks/decode_seek.py
 
 bench-engine: $(VENV)/.run ## The language engine against generate, one by one and in static batches
 	$(BIN)/python benchmarks/engine.py --quick
+
+bench-first-token: $(VENV)/.run ## Time to the first token, all visual tokens against few
+	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/first_token.py --quick --repeats 1
 
 format: $(VENV)/.dev ## Fix formatting and what the linter can fix
 	$(BIN)/ruff check --fix .

@@ -14,8 +14,10 @@ __all__ = [
     "ALLOWED_DEMUXERS",
     "AUDIO_ONLY",
     "DECODING_TIMES_ONLY",
+    "PACKETS_TELL_TIMES",
     "RELIABLE_INDEX",
     "SEQUENTIAL_ONLY",
+    "UNREFERENCED_IS_FINAL",
     "missing_tail",
     "sniff",
 ]
@@ -63,6 +65,12 @@ MPEG program stream does not stamp every frame, so that libav misjudges times by
 
 DECODING_TIMES_ONLY = frozenset({"avi"})
 """Containers that store when a frame is decoded, not when it is shown: libav's presentation times are guesses."""
+
+PACKETS_TELL_TIMES = RELIABLE_INDEX - DECODING_TIMES_ONLY
+"""Containers in which each packet is one frame, both of its fields if it has such, and has that frame's time."""
+
+UNREFERENCED_IS_FINAL = frozenset({"h264"})
+"""Codecs whose pictures marked as unreferenced are so for every other one. (HEVC's may serve higher layers.)"""
 
 AUDIO_ONLY = "audio"
 """What :func:`sniff` calls files that hold sound and no picture track."""

@@ -11,6 +11,7 @@ import av.stream
 from fastervlm_video.config import MediaLimits
 from fastervlm_video.errors import CorruptMediaError, MediaError, NoVideoStreamError, UnsupportedMediaError
 from fastervlm_video.media import containers
+from fastervlm_video.media.edit_list import shows_everything
 from fastervlm_video.media.sources import MediaSource
 
 __all__ = ["check_index_fits_file", "open_track", "why"]
@@ -37,6 +38,7 @@ def open_track(
         NoVideoStreamError: no picture track.
         CorruptMediaError: the container is damaged.
     """
+    edits = "0" if shows_everything(source) else "1"
     source.seek(0)
     pixels = str(limits.max_pixels_per_frame)
     try:
@@ -46,6 +48,7 @@ def open_track(
             container_options={
                 "format_whitelist": ",".join(containers.ALLOWED_DEMUXERS),
                 "protocol_whitelist": "none",
+                "advanced_editlist": edits,
             },
             options={"codec_whitelist": ",".join(sorted(containers.ALLOWED_DECODERS)), "max_pixels": pixels},
             metadata_errors="replace",

@@ -11,10 +11,12 @@ transport streams do not know their keyframes) or not work at all. So the reader
 """
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import dropwhile
 
 import av
 import av.error
@@ -23,6 +25,7 @@ from fastervlm_video.config import MediaLimits
 from fastervlm_video.errors import CorruptMediaError, MediaLimitError
 from fastervlm_video.media import containers
 from fastervlm_video.media.opening import check_index_fits_file, open_track
+from fastervlm_video.media.passing import PacketsOnTheWay
 from fastervlm_video.media.sampling import rounding_tolerance
 from fastervlm_video.media.sources import MediaSource
 
@@ -66,6 +69,7 @@ class TrackReader:
         self._deadline = time.monotonic() + limits.timeout_seconds
         self._seekable = True
         self._lead = 0
+        self._wanted: int | None = None
         self._open()
         self._seekable = self.container not in containers.SEQUENTIAL_ONLY
         self._tolerance = rounding_tolerance(self.ticks_per_frame)
@@ -135,7 +139,7 @@ class TrackReader:
             return self.first
         if self._tail is not None and moment >= self._tail.pts:
             return self._tail
-        limit = int(moment) + self._tolerance
+        limit = self._wanted = int(moment) + self._tolerance
         if not self._seek_pays(limit):
             return self._advance(limit)
         for target in self._seek_targets(limit):
@@ -211,6 +215,7 @@ class TrackReader:
         return None
 
     def _decode_tail(self, end: int) -> ShownFrame | None:
+        self._wanted = sys.maxsize
         for target in self._seek_targets(end):
             if not self._seek(target):
                 return None
@@ -269,6 +274,7 @@ class TrackReader:
         self._current: ShownFrame | None = None
         self._ahead: ShownFrame | None = None
         self._dts: int | None = None
+        self._way: PacketsOnTheWay | None = None
         self._run = self._frames(from_keyframe=from_keyframe)
 
     def _next(self) -> ShownFrame | None:
@@ -280,6 +286,8 @@ class TrackReader:
     def _advance(self, ticks: int | None) -> ShownFrame:
         """Decode on to the frame on screen at ``ticks``, or to the end."""
         while True:
+            if not self._ahead and self._current and ticks is not None and self._is_last(self._current, ticks):
+                break
             self._ahead = self._ahead or next(self._run, None)
             if self._ahead is None or (self._current and ticks is not None and self._ahead.pts > ticks):
                 break
@@ -287,6 +295,10 @@ class TrackReader:
         if self._current is None:
             raise CorruptMediaError(f"no frame around {ticks} ticks could be decoded")
         return self._current
+
+    def _is_last(self, shown: ShownFrame, ticks: int) -> bool:
+        """Whether it is known without decoding another that no later frame begins by ``ticks``."""
+        return self._way is not None and self._may_pass() and self._way.is_last(shown.pts, ticks)
 
     def _packets(self) -> Iterator["av.Packet[av.VideoStream]"]:
         """Packets of the track from the current place to the end, or to where reading fails."""
@@ -302,10 +314,13 @@ class TrackReader:
     def _frames(self, *, from_keyframe: bool) -> Iterator[ShownFrame]:
         """Frames in display order. Packets that cannot be decoded are passed over, as players do."""
         stamp = None
-        for packet in self._packets():
-            if from_keyframe and not packet.is_keyframe:
-                continue
-            from_keyframe = False
+        packets = self._packets()
+        if from_keyframe:
+            packets = dropwhile(lambda packet: not packet.is_keyframe, packets)
+        context, may_pass = self._stream.codec_context, self._may_pass()
+        self._way = PacketsOnTheWay(packets, lambda: self._wanted if may_pass else None)
+        for packet, passed in self._way:
+            context.skip_frame = "NONREF" if passed else "DEFAULT"
             self._dts = packet.dts if packet.dts is not None else packet.pts
             for frame in self._decode(packet):
                 stamp = self._stamp(frame, stamp)
@@ -313,6 +328,10 @@ class TrackReader:
         for frame in self._decode(None):
             stamp = self._stamp(frame, stamp)
             yield ShownFrame(stamp, frame)
+
+    def _may_pass(self) -> bool:
+        """Whether passed frames that no other refers to may be left out: where packets say when theirs are shown."""
+        return self.codec in containers.UNREFERENCED_IS_FINAL and self.container in containers.PACKETS_TELL_TIMES
 
     def _decode(self, packet: "av.Packet[av.VideoStream] | None") -> list[av.VideoFrame]:
         try:

@@ -47,6 +47,8 @@ CASES = [
     Case("faststart.mp4", {"container_options": {"movflags": "faststart"}, **B_FRAMES}, "mov", "h264"),
     Case("fragmented.mp4", {"container_options": {"movflags": "frag_keyframe+empty_moov"}, **B_FRAMES}, "mov", "h264"),
     Case("open_gop.mp4", {"codec_options": {"x264-params": "open-gop=1:bframes=3:b-adapt=0"}}, "mov", "h264"),
+    Case("interlaced.mkv", {"codec_options": {"x264-params": "interlaced=1:bframes=3:b-adapt=0"}}, "matroska", "h264"),
+    Case("pyramid.mp4", {"codec_options": {"x264-params": "bframes=15:b-adapt=0:b-pyramid=normal"}}, "mov", "h264"),
     Case("ten_bit.mp4", {"pix_fmt": "yuv420p10le", **H264}, "mov", "h264"),
     Case("full_chroma.mp4", {"pix_fmt": "yuv444p", **H264}, "mov", "h264"),
     Case("hevc.mp4", X265, "mov", "hevc"),

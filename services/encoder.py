@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from ray import serve
 
-from fastervlm_video.cache import Storage, encode_tokens
+from fastervlm_video.cache import encode_tokens
 from fastervlm_video.errors import FasterVLMError, FingerprintMismatchError, UnavailableError, VideoNotFoundError
 from fastervlm_video.plan import ModelFacts
 from fastervlm_video.vision import EncodeJob, VisualTokens
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Encoded:
-    blob: bytes
+    tokens: VisualTokens
     seconds: float
 
 
@@ -34,15 +34,12 @@ def _count_frames(jobs: list[EncodeJob]) -> int:
     return sum(job.frames.num_frames for job in jobs)
 
 
-def _pack(tokens: VisualTokens, seconds: float, dtype: Storage) -> _Encoded | FasterVLMError:
-    try:
-        return _Encoded(encode_tokens(tokens, dtype=dtype), seconds)
-    except FasterVLMError as exc:  # what cannot be stored in this precision
-        return exc
-
-
 class Encoder:
     """Runs the vision half of the checkpoint.
+
+    One thread runs the tower and does nothing else; packing and storing a video's tokens go on beside the next pass.
+    Memory is bounded by settings: a pass by ``max_batch_frames``; what waits for a pass, or for being stored, by
+    ``encoder.max_ongoing_requests`` videos of at most ``max_num_frames`` frames.
 
     Args:
         settings: model, device, batching and cache.
@@ -52,7 +49,9 @@ class Encoder:
         join_replica_log()
         torch.set_num_threads(settings.encoder.threads())
         facts = ModelFacts.open(settings.model, revision=settings.revision)
-        self._encoder = facts.checkpoint.load_vision(device=settings.device, dtype=settings.dtype)
+        self._encoder = facts.checkpoint.load_vision(
+            device=settings.device, dtype=settings.dtype, compile_tower=settings.encoder_compile
+        )
         self._cache, self._blobs = open_service_cache(settings), open_blob_store(settings)
         CacheReporter(self._cache).start()
         self._meter = WorkMeter("encode")
@@ -78,11 +77,12 @@ class Encoder:
         encoded = await self._encode_together(job)
         if isinstance(encoded, FasterVLMError):
             raise encoded
-        await asyncio.to_thread(self._store, order, encoded.blob)
-        return EncodedTokens(encoded.blob, {**video.seconds, "encode": encoded.seconds})
+        blob = await asyncio.to_thread(self._store, order, encoded.tokens)
+        return EncodedTokens(blob, {**video.seconds, "encode": encoded.seconds})
 
-    def _store(self, order: EncodeOrder, blob: bytes) -> None:
-        """Cache the tokens, unless their video was deleted while they were made."""
+    def _store(self, order: EncodeOrder, tokens: VisualTokens) -> bytes:
+        """Pack the tokens and cache them, unless their video was deleted while they were made."""
+        blob = encode_tokens(tokens, dtype=self._cache.dtype)
         self._cache.insert(order.key, blob)
         try:
             self._blobs.stat(order.digest, owner=order.owner)
@@ -90,6 +90,7 @@ class Encoder:
             self._cache.delete_video(order.key.video)
         except FasterVLMError as exc:
             logger.warning("cannot tell whether the video is still there: %s", exc)
+        return blob
 
     @serve.batch(batch_size_fn=_count_frames)
     async def _encode_together(self, jobs: list[EncodeJob]) -> list[_Encoded | FasterVLMError]:
@@ -113,4 +114,4 @@ class Encoder:
         seconds = time.perf_counter() - begin
         logger.info("encoded %d videos, %d frames, in %.3f s", len(jobs), _count_frames(jobs), seconds)
         self._meter.record(videos=len(jobs), frames=_count_frames(jobs), seconds=seconds)
-        return [_pack(one, seconds, self._cache.dtype) for one in tokens]
+        return [_Encoded(one, seconds) for one in tokens]

@@ -235,6 +235,11 @@ class Settings(BaseSettings):
     encode_batch_wait_seconds: float = Field(
         default=0.005, ge=0, le=1, description="How long the encoder waits for more frames to join a pass."
     )
+    encoder_compile: bool = Field(
+        default=False,
+        description="Whether the encoder compiles the tower with `torch.compile` when it starts, which takes minutes; "
+        "where that fails it says so in its log and does without.",
+    )
     generator_max_batch_size: int = Field(default=8, ge=1, description="Answers generated side by side.")
     max_concurrent_uploads: int = Field(
         default=16, ge=1, description="Uploads received at a time, by each Api replica and each HTTP proxy."

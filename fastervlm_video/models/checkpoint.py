@@ -155,19 +155,22 @@ class Checkpoint:
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def load_vision(self, device: str | torch.device = AUTO, dtype: str | torch.dtype = AUTO) -> VisionEncoder:
+    def load_vision(
+        self, device: str | torch.device = AUTO, dtype: str | torch.dtype = AUTO, *, compile_tower: bool = False
+    ) -> VisionEncoder:
         """The vision half: the tower up to the layer whose output is used; no other tensor is read.
 
         Args:
             device: ``auto`` is the GPU if there is one.
             dtype: ``auto`` is float32 on a CPU and bfloat16 on a GPU.
+            compile_tower: compile the tower, see :class:`~fastervlm_video.vision.VisionEncoder`.
 
         Raises:
             CheckpointError: its tensors are missing, unexpected or of the wrong shape.
         """
         placed = resolve_device(device)
         tower = self.adapter.load_tower(self.weights, placed, resolve_dtype(dtype, placed))
-        return VisionEncoder(tower, self.preprocessing, self.tower_fingerprint)
+        return VisionEncoder(tower, self.preprocessing, self.tower_fingerprint, compile_tower=compile_tower)
 
     def load_language(self, device: str | torch.device = AUTO, dtype: str | torch.dtype = AUTO) -> LanguageHalf:
         """The language half: projector and language model; the tower is read for its fingerprint only.

@@ -95,6 +95,12 @@ class Selection:
         merged = None if features is None else features.flatten(0, 1)
         return cls(indices.flatten(), scores.flatten(), (count,) * frames, merged)
 
+    def of_frames(self, start: int, stop: int) -> "Selection":
+        """What was chosen in frames ``start`` to ``stop`` (exclusive); views."""
+        rows = slice(sum(self.counts[:start]), sum(self.counts[:stop]))
+        features = None if self.features is None else self.features[rows]
+        return Selection(self.indices[rows], self.scores[rows], self.counts[start:stop], features)
+
 
 @dataclass(frozen=True, slots=True)
 class PruneMethod:
@@ -111,6 +117,8 @@ class PruneMethod:
         fixed_total: the video gets exactly T times the budget, however spread over its frames, so prompt
             lengths are known before encoding. Follows from ``fixed_count``.
         seeded: the result depends on the seed.
+        framewise: what is chosen in a frame, features included, follows from that frame's tensors alone, not from
+            the other frames, its place among them, its time or the seed. So a long video may be pruned piece by piece.
 
     Raises:
         ValueError: the promises contradict each other.
@@ -124,9 +132,12 @@ class PruneMethod:
     fixed_count: bool
     fixed_total: bool
     seeded: bool
+    framewise: bool = False
 
     def __post_init__(self) -> None:
         if self.fixed_count and not self.fixed_total:
             raise ValueError(f"{self.name!r} has a fixed count per frame, and so a fixed total")
         if self.nested and not self.fixed_count:
             raise ValueError(f"{self.name!r} cannot be nested: its cached entries are cut to one count for all frames")
+        if self.framewise and self.seeded:
+            raise ValueError(f"{self.name!r} cannot be framewise: a seed is drawn from frame by frame")

@@ -80,5 +80,6 @@ UNIFORM_GRID = PruneMethod(
     fixed_count=True,
     fixed_total=True,
     seeded=False,
+    framewise=True,
 )
 """The same evenly spread patches in every frame, all with score 1, in raster order."""

@@ -22,5 +22,6 @@ CLS_ATTENTION = PruneMethod(
     fixed_count=True,
     fixed_total=True,
     seeded=False,
+    framewise=True,
 )
 """The paper's method."""

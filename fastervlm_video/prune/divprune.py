@@ -42,6 +42,7 @@ DIVPRUNE = PruneMethod(
     fixed_count=True,
     fixed_total=True,
     seeded=False,
+    framewise=True,
 )
 """Max-min diversity by cosine distance. Greedy, so a smaller budget is where it would have stopped.
 

@@ -74,6 +74,7 @@ VISIONZIP = PruneMethod(
     fixed_count=True,
     fixed_total=True,
     seeded=False,
+    framewise=True,
 )
 """Dominant and contextual patches, in raster order and not one kind after the other; their score is [CLS] attention.
 

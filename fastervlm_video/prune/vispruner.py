@@ -67,5 +67,6 @@ VISPRUNER = PruneMethod(
     fixed_count=True,
     fixed_total=True,
     seeded=False,
+    framewise=True,
 )
 """Important and diverse patches in equal parts; ordered by [CLS] attention, which is their score."""

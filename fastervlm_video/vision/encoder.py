@@ -1,7 +1,8 @@
 """Videos in, kept tokens out: frames of several videos share forward passes, each is pruned its own way."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +12,18 @@ from torch import Tensor
 from fastervlm_video.config import PruneSpec
 from fastervlm_video.errors import CheckpointError, InvalidRequestError
 from fastervlm_video.media.frames import FrameBatch
-from fastervlm_video.prune import Need, PruneInputs, get_method
+from fastervlm_video.prune import get_method
+from fastervlm_video.vision.compiled import CompiledOrEager
+from fastervlm_video.vision.passes import Span, frames_per_pass, plan_passes
 from fastervlm_video.vision.preprocess import Preprocessing
+from fastervlm_video.vision.pruning import KeptTokens, SpanPruning, VideoPruning
 from fastervlm_video.vision.tokens import VisualTokens
-from fastervlm_video.vision.tower import TowerOutput, VisionTower
+from fastervlm_video.vision.tower import ScoredFrames, TowerOutput, VisionTower
 
 __all__ = ["DEFAULT_MAX_FRAMES_PER_FORWARD", "EncodeJob", "VisionEncoder"]
 
 DEFAULT_MAX_FRAMES_PER_FORWARD = 64
+_COMPILED_FOR = (2, 1)  # frames: torch.compile makes one version for 1, and one for any larger number
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +46,16 @@ class VisionEncoder:
         tower: truncated to the layer whose output is used.
         preprocessing: the checkpoint's own.
         fingerprint: the tower's identity, written into every token set.
+        compile_tower: compile the tower with ``torch.compile``, now, which takes minutes; where that fails, say so in
+            the log and do without.
 
     Raises:
         CheckpointError: preprocessing does not end in frames of the tower's size.
     """
 
-    def __init__(self, tower: VisionTower, preprocessing: Preprocessing, fingerprint: str) -> None:
+    def __init__(
+        self, tower: VisionTower, preprocessing: Preprocessing, fingerprint: str, *, compile_tower: bool = False
+    ) -> None:
         size = (tower.image_size, tower.image_size)
         if preprocessing.output_size != size:
             raise CheckpointError(
@@ -55,6 +64,11 @@ class VisionEncoder:
         self.tower = tower
         self.preprocessing = preprocessing
         self.fingerprint = fingerprint
+        self._scorer: Callable[[Tensor], ScoredFrames] = tower.score
+        if compile_tower:
+            self._scorer = CompiledOrEager(tower.score, freeze=self.device.type == "cpu")
+            for frames in _COMPILED_FOR:
+                self._score([np.zeros((frames, *size, 3), np.uint8)])
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -123,16 +137,18 @@ class VisionEncoder:
         _check_limit(max_frames_per_forward)
         for job in jobs:
             self.check(job)
-        pieces: list[list[TowerOutput]] = [[] for _ in jobs]
-        encoded: list[VisualTokens] = []
-        for spans in _plan([job.frames.num_frames for job in jobs], max_frames_per_forward):
-            output = self._forward([jobs[span.job].frames.frames_thwc_u8[span.start : span.stop] for span in spans])
-            for span, piece in zip(spans, _split(output, [len(span) for span in spans]), strict=True):
-                pieces[span.job].append(piece)
+        videos = [self._pruning(job) for job in jobs]
+        # Jobs that keep as many rows stand together, so that a pass finishes them in one go.
+        order = sorted(range(len(jobs)), key=lambda index: videos[index].rows_per_frame)
+        limit = frames_per_pass(self.tower, max_frames_per_forward)
+        on_host: dict[int, KeptTokens] = {}
+        for spans in plan_passes([job.frames.num_frames for job in jobs], order, limit):
+            self._run_pass(jobs, videos, spans)
+            for span in spans:
                 if span.stop == jobs[span.job].frames.num_frames:
-                    encoded.append(self._prune(jobs[span.job], _join(pieces[span.job])))
-                    pieces[span.job].clear()
-        return encoded
+                    on_host[span.job] = videos[span.job].finish().to_host()
+        self._wait_for_copies()
+        return [self._tokens(job, on_host[index]) for index, job in enumerate(jobs)]
 
     def run_tower(
         self, frames: FrameBatch, *, max_frames_per_forward: int = DEFAULT_MAX_FRAMES_PER_FORWARD
@@ -148,12 +164,17 @@ class VisionEncoder:
         """
         _check_limit(max_frames_per_forward)
         self.check(EncodeJob(frames, PruneSpec()))
-        pixels = frames.frames_thwc_u8
-        spans = range(0, len(pixels), max_frames_per_forward)
-        return _join([self._forward([pixels[start : start + max_frames_per_forward]]) for start in spans])
+        pixels, limit = frames.frames_thwc_u8, frames_per_pass(self.tower, max_frames_per_forward)
+        pieces = []
+        for start in range(0, len(pixels), limit):
+            scored = self._score([pixels[start : start + limit]])
+            pieces.append(TowerOutput(self.tower.finish(scored), scored.cls_attention, scored.keys))
+        return TowerOutput.join(pieces)
 
     def prune(self, job: EncodeJob, output: TowerOutput) -> VisualTokens:
-        """One of the ways to prune a video whose tower output is at hand; equals what :meth:`encode` returns.
+        """One of the ways to prune a video whose tower output is at hand.
+
+        Equals what :meth:`encode` returns, but for float rounding.
 
         Args:
             job: the video, and which of its tokens to keep.
@@ -164,106 +185,73 @@ class VisionEncoder:
             CheckpointError: the tower's output is not finite.
         """
         self.check(job)
-        return self._prune(job, output)
+        video = self._pruning(job)
+        video.add_output(0, job.frames.num_frames, None, output)
+        kept = video.finish().to_host()
+        self._wait_for_copies()
+        return self._tokens(job, kept)
 
-    def _forward(self, runs: Sequence[npt.NDArray[np.uint8]]) -> TowerOutput:
-        # Concatenating copies, which frames shared with other processes need: torch takes no read-only arrays.
-        frames = torch.from_numpy(np.concatenate(runs))
-        output: TowerOutput = self.tower(self.preprocessing.normalise(frames, self.device, self.dtype))
-        return output
+    def _pruning(self, job: EncodeJob) -> VideoPruning:
+        return VideoPruning(job.spec, self.grid, job.frames.pts_seconds, self.device)
 
-    def _prune(self, job: EncodeJob, output: TowerOutput) -> VisualTokens:
+    def _run_pass(self, jobs: Sequence[EncodeJob], videos: Sequence[VideoPruning], spans: Sequence[Span]) -> None:
+        """Score the frames of all spans, then finish what each video still needs of them."""
+        scored = self._score([jobs[span.job].frames.frames_thwc_u8[span.start : span.stop] for span in spans])
+        parts, begin = [], 0
+        for span in spans:
+            part = SpanPruning(videos[span.job], span, begin, scored.cls_attention[begin : begin + len(span)])
+            parts.append(part)
+            begin = part.end
+        for rows_per_frame, run in groupby(parts, key=lambda part: part.rows_per_frame):
+            self._finish_run(scored, list(run), whole=rows_per_frame is None)
+
+    def _finish_run(self, scored: ScoredFrames, run: Sequence[SpanPruning], *, whole: bool) -> None:
+        """Neighbouring spans of which as many rows are wanted, in one go."""
+        first = run[0].begin
+        frames = scored.of_frames(first, run[-1].end)
+        rows = [part.rows for part in run if part.rows is not None]
+        features = self.tower.finish(frames, None if whole else torch.cat(rows))
+        output = TowerOutput(features, frames.cls_attention, frames.keys)
+        for part in run:
+            part.hand_over(output.of_frames(part.begin - first, part.end - first))
+
+    def _score(self, runs: Sequence[npt.NDArray[np.uint8]]) -> ScoredFrames:
+        # Concatenating copies, which frames shared with other processes need: torch takes no read-only arrays. Into
+        # pinned memory where a GPU can fetch them from there by itself, while the next ones are made ready.
+        shape = (sum(map(len, runs)), *runs[0].shape[1:])
+        frames = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        np.concatenate(runs, out=frames.numpy())
+        return self._scorer(self.preprocessing.normalise(frames, self.device, self.dtype))
+
+    def _wait_for_copies(self) -> None:
+        """Copies from a GPU to pinned memory are only begun by ``to``."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def _tokens(self, job: EncodeJob, kept: KeptTokens) -> VisualTokens:
         method = get_method(job.spec.method)
-        cls, patches = output.features[:, 0], output.features[:, 1:]
-        selection = method.select(
-            PruneInputs(
-                tokens_per_frame=job.spec.tokens_per_frame(self.patches_per_frame),
-                grid=self.grid,
-                pts_seconds=job.frames.pts_seconds,
-                device=patches.device,
-                seed=job.spec.seed,
-                cls_attention=output.cls_attention if Need.CLS_ATTENTION in method.needs else None,
-                features=patches if Need.FEATURES in method.needs else None,
-                keys=output.keys[:, :, 1:] if Need.KEYS in method.needs else None,
-            )
-        )
-        features = selection.features
-        if features is None:
-            counts = torch.tensor(selection.counts, device=patches.device)
-            frames = torch.arange(len(patches), device=patches.device).repeat_interleave(counts)
-            features = patches[frames, selection.indices]
         return VisualTokens(
-            features=self._to_host(features),
-            indices=selection.indices.to("cpu", torch.int32),
-            scores=selection.scores.to("cpu", torch.float32),
-            counts=selection.counts,
+            features=self._finite(kept.features),
+            indices=kept.selection.indices.to(torch.int32),
+            scores=kept.selection.scores.to(torch.float32),
+            counts=kept.selection.counts,
             grid=self.grid,
             pts_seconds=job.frames.pts_seconds,
             method=method.name,
             nested=method.nested,
             fingerprint=self.fingerprint,
-            cls_features=self._to_host(cls.clone()) if job.spec.keep_cls else None,
+            cls_features=None if kept.cls_features is None else self._finite(kept.cls_features),
         )
 
-    def _to_host(self, features: Tensor) -> Tensor:
-        on_host = features.to("cpu").to(torch.float32)
-        if not bool(on_host.isfinite().all()):
+    def _finite(self, features: Tensor) -> Tensor:
+        if not bool(features.isfinite().all()):
             raise CheckpointError(
                 f"the vision tower's features are not finite in {self.dtype}: load it in float32 or bfloat16, "
                 "or check the checkpoint's weights"
             )
-        return on_host
+        return features.to(torch.float32)
 
 
 def _check_limit(max_frames_per_forward: int) -> None:
     if max_frames_per_forward < 1:
         raise InvalidRequestError(f"max_frames_per_forward must be at least 1, got {max_frames_per_forward}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Frames ``start`` to ``stop`` (exclusive) of one job."""
-
-    job: int
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-def _plan(frame_counts: Sequence[int], limit: int) -> list[list[_Span]]:
-    """Fill forward passes of at most ``limit`` frames with all jobs' frames, in order.
-
-    ::
-
-        counts (3, 4), limit 4  ─▶  [0: 0..3, 1: 0..1]  [1: 1..4]
-    """
-    plan: list[list[_Span]] = []
-    room = 0
-    for job, count in enumerate(frame_counts):
-        start = 0
-        while start < count:
-            if room == 0:
-                plan.append([])
-                room = limit
-            stop = min(count, start + room)
-            plan[-1].append(_Span(job, start, stop))
-            room -= stop - start
-            start = stop
-    return plan
-
-
-def _split(output: TowerOutput, counts: list[int]) -> Iterator[TowerOutput]:
-    parts = (output.features.split(counts), output.cls_attention.split(counts), output.keys.split(counts))
-    return (TowerOutput(*part) for part in zip(*parts, strict=True))
-
-
-def _join(pieces: Sequence[TowerOutput]) -> TowerOutput:
-    if len(pieces) == 1:
-        return pieces[0]
-    return TowerOutput(
-        torch.cat([piece.features for piece in pieces]),
-        torch.cat([piece.cls_attention for piece in pieces]),
-        torch.cat([piece.keys for piece in pieces]),
-    )

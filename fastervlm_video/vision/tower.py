@@ -11,6 +11,7 @@ The two branches are two calls, :meth:`VisionTower.score` and :meth:`VisionTower
 second may be asked for some rows only, and does queries, output projection and MLP for no others.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -63,6 +64,21 @@ class TowerOutput:
     cls_attention: Tensor
     keys: Tensor
 
+    @classmethod
+    def join(cls, pieces: Sequence["TowerOutput"]) -> "TowerOutput":
+        """Frames after frames."""
+        if len(pieces) == 1:
+            return pieces[0]
+        return cls(
+            torch.cat([piece.features for piece in pieces]),
+            torch.cat([piece.cls_attention for piece in pieces]),
+            torch.cat([piece.keys for piece in pieces]),
+        )
+
+    def of_frames(self, start: int, stop: int) -> "TowerOutput":
+        """Frames ``start`` to ``stop`` (exclusive); views."""
+        return TowerOutput(self.features[start:stop], self.cls_attention[start:stop], self.keys[start:stop])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredFrames:
@@ -79,6 +95,11 @@ class ScoredFrames:
     normed: Tensor
     keys: Tensor
     cls_attention: Tensor
+
+    def of_frames(self, start: int, stop: int) -> "ScoredFrames":
+        """Frames ``start`` to ``stop`` (exclusive); views."""
+        frames = slice(start, stop)
+        return ScoredFrames(self.hidden[frames], self.normed[frames], self.keys[frames], self.cls_attention[frames])
 
 
 class VisionTower(nn.Module):
@@ -112,6 +133,7 @@ class VisionTower(nn.Module):
         self.image_size = size
         self.grid = (size // patch, size // patch)
         self.width: int = config.hidden_size
+        self._mlp_width: int = config.intermediate_size
         self.requires_grad_(False).eval()
 
     @property
@@ -130,10 +152,16 @@ class VisionTower(nn.Module):
         return self.embeddings.class_embedding.dtype
 
     @property
+    def activation_bytes_per_frame(self) -> int:
+        """Size of the largest tensor that a layer makes of one frame: what is between the two halves of its MLP."""
+        rows, columns = self.grid
+        return (1 + rows * columns) * self._mlp_width * self.dtype.itemsize
+
+    @property
     def _layers(self) -> list[CLIPEncoderLayer]:
         return list(cast("nn.ModuleList", self.encoder.layers))  # type: ignore[arg-type]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> TowerOutput:
         """Features of every patch and of [CLS], and the scores of the patches.
 
@@ -143,7 +171,7 @@ class VisionTower(nn.Module):
         scored = self.score(pixel_values)
         return TowerOutput(self.finish(scored), scored.cls_attention, scored.keys)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score(self, pixel_values: Tensor) -> ScoredFrames:
         """Run up to the needed layer's keys, and score the patches with them."""
         hidden = self.pre_layrnorm(self.embeddings(pixel_values.to(self.dtype)))
@@ -157,7 +185,7 @@ class VisionTower(nn.Module):
         scores = cls_attention_scores(query_cls[:, :, 0], keys, attention.scale)
         return ScoredFrames(hidden, normed, keys, scores)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def finish(self, scored: ScoredFrames, rows: Tensor | None = None) -> Tensor:
         """The needed layer's output.
 

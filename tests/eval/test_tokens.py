@@ -1,4 +1,4 @@
-"""The tower once, pruned in every way: the same tokens as one by one, as the service stores them."""
+"""The tower once, pruned in every way: the same tokens as one by one, as the service stores them, but for rounding."""
 
 from pathlib import Path
 
@@ -24,15 +24,17 @@ FRAMES = FrameSampling(3)
 
 @pytest.mark.parametrize("method", [*method_names(), FULL])
 @pytest.mark.parametrize("keep", [0.5, 0.1])
-def test_tokens_are_those_of_the_pipeline_bit_by_bit(qa: VideoQA, dataset: Dataset, method: str, keep: float) -> None:
+def test_tokens_are_those_of_the_pipeline(qa: VideoQA, dataset: Dataset, method: str, keep: float) -> None:
     arm = Arm(method, keep, seed=3)
     video = dataset.samples[0].video
     frames = decode_video(video, FRAMES, resize=qa.facts.preprocessing.resize)
     timed = VideoTokens(qa.encoder, frames, "x", None).of(arm)
     expected = qa.encode_video(video, prune=arm.spec, sampling=FRAMES).tokens
     assert timed.tokens.features.dtype == expected.features.dtype == torch.float16
-    for name in ("features", "indices", "scores"):
-        assert torch.equal(getattr(timed.tokens, name), getattr(expected, name))
+    assert torch.equal(timed.tokens.indices, expected.indices)
+    # The pipeline computes the last layer for kept tokens only, which rounds differently: by float16's last bit.
+    for name in ("features", "scores"):
+        torch.testing.assert_close(getattr(timed.tokens, name), getattr(expected, name), rtol=2**-10, atol=1e-5)
     assert timed.tokens.counts == expected.counts
     assert 0 < timed.prune_seconds < timed.encode_seconds
 
@@ -52,7 +54,8 @@ def test_long_videos_go_through_the_tower_in_pieces(qa: VideoQA) -> None:
     for limit in (1, 3, 7, 99):
         pruned = qa.encoder.prune(job, qa.encoder.run_tower(frames, max_frames_per_forward=limit))
         (expected,) = qa.encoder.encode([job], max_frames_per_forward=limit)
-        assert torch.equal(pruned.features, expected.features)
+        assert torch.equal(pruned.indices, expected.indices)
+        torch.testing.assert_close(pruned.features, expected.features, rtol=0, atol=1e-5)
         assert pruned.pts_seconds == expected.pts_seconds
     with pytest.raises(InvalidRequestError, match="at least 1, got 0"):
         qa.encoder.run_tower(frames, max_frames_per_forward=0)

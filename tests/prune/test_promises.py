@@ -95,6 +95,61 @@ def test_the_others_are_not_nested_as_they_say(method: PruneMethod) -> None:
     assert cut != [by_frame(method.select(make_inputs(k, (4, 4)))) for k in range(1, 16)]
 
 
+def frame_of(inputs: PruneInputs, frame: int) -> PruneInputs:
+    """One frame as a video of its own, which begins at another time and draws other lots."""
+    assert inputs.cls_attention is not None
+    assert inputs.features is not None
+    assert inputs.keys is not None
+    one = slice(frame, frame + 1)
+    return replace(
+        inputs,
+        pts_seconds=(7.0,),
+        seed=inputs.seed + 1,
+        cls_attention=inputs.cls_attention[one],
+        features=inputs.features[one],
+        keys=inputs.keys[one],
+    )
+
+
+def chosen_frame_by_frame(method: PruneMethod, inputs: PruneInputs) -> list[Selection]:
+    return [method.select(frame_of(inputs, frame)) for frame in range(inputs.num_frames)]
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method.framewise], ids=lambda method: method.name)
+@each_grid
+@pytest.mark.parametrize("kind", ["random", "ties", "zero"])
+def test_framewise_methods_may_be_asked_frame_by_frame(method: PruneMethod, grid: tuple[int, int], kind: str) -> None:
+    """Not of exact duplicates: between those rounding decides, which differs with the number of frames."""
+    for k in range(1, grid[0] * grid[1] + 1):
+        inputs = make_inputs(k, grid, kind=kind)
+        whole = method.select(inputs)
+        for frame, alone in enumerate(chosen_frame_by_frame(method, inputs)):
+            part = whole.of_frames(frame, frame + 1)
+            assert alone.indices.tolist() == part.indices.tolist()
+            torch.testing.assert_close(alone.scores, part.scores, rtol=0, atol=1e-6)
+            assert (alone.features is None) == (part.features is None)
+            if alone.features is not None and part.features is not None:
+                torch.testing.assert_close(alone.features, part.features, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method", [method for method in METHODS if not method.framewise], ids=lambda method: method.name
+)
+def test_the_others_are_not_framewise_as_they_say(method: PruneMethod) -> None:
+    inputs = make_inputs(5)
+    whole, alone = method.select(inputs), chosen_frame_by_frame(method, inputs)
+    indices, scores = torch.cat([each.indices for each in alone]), torch.cat([each.scores for each in alone])
+    assert (indices.tolist(), scores.tolist()) != (whole.indices.tolist(), whole.scores.tolist())
+
+
+def test_a_selections_frames() -> None:
+    ragged = Selection(torch.arange(6), torch.arange(6.0), (2, 0, 3, 1), torch.eye(6))
+    part = ragged.of_frames(1, 3)
+    assert (part.indices.tolist(), part.scores.tolist(), part.counts) == ([2, 3, 4], [2.0, 3.0, 4.0], (0, 3))
+    assert part.features is not None
+    assert torch.equal(part.features, torch.eye(6)[2:5])
+
+
 def without(inputs: PruneInputs, *needs: Need) -> PruneInputs:
     missing: dict[str, Any] = dict.fromkeys(needs)
     return replace(inputs, **missing)
@@ -182,7 +237,7 @@ def test_a_name_belongs_to_one_method() -> None:
     assert register(RANDOM) is RANDOM
 
 
-@pytest.mark.parametrize("wrong", [{"fixed_total": False}, {"fixed_count": False}])
+@pytest.mark.parametrize("wrong", [{"fixed_total": False}, {"fixed_count": False}, {"seeded": True}])
 def test_promises_must_not_contradict_each_other(wrong: dict[str, bool]) -> None:
     with pytest.raises(ValueError, match="'cls_attention'"):
         replace(CLS_ATTENTION, **wrong)  # type: ignore[arg-type]

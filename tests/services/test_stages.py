@@ -1,6 +1,7 @@
 """The Decoder, Encoder and Generator classes themselves: real model, real Redis, no cluster around them."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -15,9 +16,10 @@ from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.config import DeploymentConfig
 from torch import Tensor
 
-from fastervlm_video.cache import Storage, decode_tokens, read_header
+from fastervlm_video.cache import CacheKey, Storage, decode_tokens, encode_tokens, read_header
 from fastervlm_video.config import DEFAULT_METHOD, FrameSampling, PruneSpec, SamplingParams
 from fastervlm_video.errors import (
+    FasterVLMError,
     FingerprintMismatchError,
     InvalidRequestError,
     MediaError,
@@ -214,7 +216,8 @@ async def test_videos_are_encoded_together_and_one_bad_order_fails_alone(
 ) -> None:
     decoded = await _decode(decoder, facts, digest)
     passes: list[int] = []
-    hook = encoder._encoder.tower.register_forward_hook(lambda *_: passes.append(1))
+    embeddings = encoder._encoder.tower.embeddings
+    hook = embeddings.register_forward_hook(lambda _module, _inputs, output: passes.append(len(output)))
     try:
         orders = [_orders(facts, digest, keep)[0] for keep in (1, 4, 9, 64)]
         bad = replace(orders[0], prune=PruneSpec(keep_tokens=65))
@@ -224,7 +227,63 @@ async def test_videos_are_encoded_together_and_one_bad_order_fails_alone(
     assert isinstance(results[-1], InvalidRequestError)
     counts = [decode_tokens(r.blob).counts[0] for r in results[:-1] if isinstance(r, EncodedTokens)]
     assert counts == [1, 4, 9, 64]
-    assert len(passes) < 4  # 16 frames, at most 8 in a pass
+    assert (sum(passes), max(passes)) == (16, 8)
+
+
+async def test_the_tower_runs_on_while_tokens_are_packed_and_stored(
+    decoder: Decoder, encoder: Encoder, facts: ModelFacts, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first video's tokens wait, after packing, for the tower to begin with the second video."""
+    decoded = await _decode(decoder, facts, digest)
+    orders = [_orders(facts, digest, keep)[0] for keep in (10, 11)]
+    stored, tower_again = asyncio.Event(), threading.Event()
+    threads: dict[str, set[str]] = {"tower": set(), "packing": set()}
+    loop, insert = asyncio.get_running_loop(), encoder._cache.insert
+
+    def note_pass(*_args: object) -> None:
+        threads["tower"].add(threading.current_thread().name)
+        if stored.is_set():
+            tower_again.set()
+
+    def note_packing(tokens: VisualTokens, *, dtype: Storage) -> bytes:
+        threads["packing"].add(threading.current_thread().name)
+        return encode_tokens(tokens, dtype=dtype)
+
+    def insert_late(key: CacheKey, blob: bytes) -> None:
+        loop.call_soon_threadsafe(stored.set)
+        assert tower_again.wait(30), "the tower waits for the cache"
+        insert(key, blob)
+
+    monkeypatch.setattr("services.encoder.encode_tokens", note_packing)
+    monkeypatch.setattr(encoder._cache, "insert", insert_late)
+    hook = encoder._encoder.tower.embeddings.register_forward_hook(note_pass)
+    try:
+        first = asyncio.create_task(encoder.encode(decoded, orders[0]))
+        await asyncio.wait_for(stored.wait(), 30)
+        results = await asyncio.gather(first, encoder.encode(decoded, orders[1]))
+    finally:
+        hook.remove()
+    assert [decode_tokens(result.blob).counts[0] for result in results] == [10, 11]
+    assert all(name.startswith("tower") for name in threads["tower"])
+    assert threads["packing"]
+    assert not any(name.startswith("tower") for name in threads["packing"])
+
+
+async def test_tokens_that_cannot_be_stored_are_the_askers_error(
+    decoder: Decoder, encoder: Encoder, facts: ModelFacts, digest: str
+) -> None:
+    """Features beyond float16: the asker is told, and the next one is served."""
+    decoded = await _decode(decoder, facts, digest)
+    encode, _ = _orders(facts, digest, 12, "uniform_grid")
+    final = encoder._encoder.tower.get_submodule(f"encoder.layers.{encoder._encoder.tower.depth - 1}.mlp")
+    hook = final.register_forward_hook(lambda _module, _inputs, output: output + 1e6)
+    try:
+        with pytest.raises(FasterVLMError, match="float16"):
+            await encoder.encode(decoded, encode)
+    finally:
+        hook.remove()
+    assert not encoder._cache.holds(encode.key, 12)
+    assert (await encoder.encode(decoded, encode)).blob
 
 
 async def test_tokens_of_a_video_deleted_meanwhile_are_not_kept(

@@ -1,6 +1,7 @@
 """The Decoder, Encoder and Generator classes themselves: real model, real Redis, no cluster around them."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
@@ -55,6 +56,17 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")  # a batch queue belongs t
 
 SAMPLING = FrameSampling(4)
 ASKED = (Message("user", "What is it?"),)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """A stage that believes to be a replica has the library log to Serve."""
+    loggers = [logging.getLogger(name) for name in ("fastervlm_video", "services")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="module")

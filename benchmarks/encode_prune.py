@@ -9,24 +9,27 @@ the same normalised frames and ends with features of layer -2:
     sdpa       Hugging Face's tower with SDPA attention, as it is: no scores, no pruning
     sdpa-few   the same, as few frames at a time as the encoder takes
 
-The arms take turns; medians of elapsed and of processor time. On a machine that does other things, too, the latter,
-with --threads 1, is the one to look at. Ours also turns bytes into normalised floats, which the others are given.
-Memory: each arm alone in a process of its own, the peak of its resident set while it runs once, less what is resident
-when weights and frames are there. The processor's peak is that of a product of two square matrices of 4096 rows,
-in the same run; an arm's operations are counted by formula (2 for each multiplication with a weight or between
-queries, keys and values), whatever it wastes.
+The arms take turns; medians of elapsed and of processor time (on a machine that does other things, too, look at the
+latter, with --threads 1). They share their weights. Ours also turns bytes into normalised floats, which the others are
+given. The processor's peak is that of a product of two square matrices of 4096 rows, in the same run; an arm's
+operations are counted by formula (2 for each multiplication with a weight or between queries, keys and values).
+
+With --memory, memory instead: each arm alone in a process of its own, the peak of its resident set while it runs once,
+less what is resident when weights and frames are there.
 
     python benchmarks/encode_prune.py --json encode.json
+    python benchmarks/encode_prune.py --memory
 """
 
 import argparse
+import copy
 import json
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,31 +78,43 @@ class Case:
         return self.frames * (embedding + earlier * layer + scoring + finishing + attention)
 
 
-def build(case: Case, arm: str) -> Callable[[], object]:
-    """Weights and frames of an arm, and the work to be timed. Arms have equal weights."""
+def random_towers(layers: int) -> dict[str, CLIPVisionModel]:
+    """Hugging Face's model with either attention, and the same weights."""
     torch.manual_seed(0)
     config = CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=MLP,
-        num_hidden_layers=case.layers,
+        num_hidden_layers=layers,
         num_attention_heads=HEADS,
         image_size=IMAGE,
         patch_size=PATCH,
     )
-    attention = "eager" if arm == "published" else "sdpa"
-    model = CLIPVisionModel._from_config(config, attn_implementation=attention).eval()
+    sdpa = CLIPVisionModel._from_config(config, attn_implementation="sdpa").eval()
+    with torch.device("meta"):
+        eager = CLIPVisionModel._from_config(copy.deepcopy(config), attn_implementation="eager").eval()
+    eager.load_state_dict(sdpa.state_dict(), assign=True)
+    eager.embeddings.position_ids = sdpa.embeddings.position_ids  # computed, hence not among the weights
+    return {"sdpa": sdpa, "eager": eager}
+
+
+def build(case: Case, arms: Sequence[str]) -> dict[str, Callable[[], object]]:
+    """The work of each arm."""
+    models = random_towers(case.layers)
+    sdpa = models["sdpa"]
     frames = np.random.default_rng(0).integers(0, 256, (case.frames, IMAGE, IMAGE, 3), np.uint8)
-    if arm == "ours":
-        tower = VisionTower(model, tower_depth(FEATURE_LAYER, case.layers))
-        encoder = VisionEncoder(tower, PREPROCESSING, "0" * 64, compile_tower=case.compiled)
-        info = VideoInfo(float(case.frames), IMAGE, IMAGE, "benchmark", "rawvideo")
-        batch = FrameBatch(frames, tuple(map(float, range(case.frames))), info)
-        return partial(encoder.encode, [EncodeJob(batch, PruneSpec(keep_ratio=case.keep))])
+    info = VideoInfo(float(case.frames), IMAGE, IMAGE, "benchmark", "rawvideo")
+    job = EncodeJob(FrameBatch(frames, tuple(map(float, range(case.frames))), info), PruneSpec(keep_ratio=case.keep))
     pixels = PREPROCESSING.normalise(torch.from_numpy(frames), torch.device("cpu"), torch.float32)
-    if arm == "published":
-        return partial(published, model, pixels, case.kept)
-    few = frames_per_pass(VisionTower(model, case.layers), case.frames)  # lets go of nothing at this depth
-    return partial(whole_tower, model, pixels, case.frames if arm == "sdpa" else few)
+    tower = VisionTower(sdpa, tower_depth(FEATURE_LAYER, case.layers))
+    compiled = case.compiled and "ours" in arms
+    encoder = VisionEncoder(tower, PREPROCESSING, "0" * 64, compile_tower=compiled)
+    work: dict[str, Callable[[], object]] = {
+        "ours": partial(encoder.encode, [job]),
+        "published": partial(published, models["eager"], pixels, case.kept),
+        "sdpa": partial(whole_tower, sdpa, pixels, case.frames),
+        "sdpa-few": partial(whole_tower, sdpa, pixels, frames_per_pass(tower, case.frames)),
+    }
+    return {arm: work[arm] for arm in arms}
 
 
 @torch.inference_mode()
@@ -139,7 +154,7 @@ class Took:
 
 def time_arms(case: Case, repeats: int) -> dict[str, list[Took]]:
     """Each arm, and the large product, in turn."""
-    work = {arm: build(case, arm) for arm in ARMS}
+    work = build(case, ARMS)
     work[PRODUCT] = partial(torch.mm, torch.randn(SQUARE, SQUARE), torch.randn(SQUARE, SQUARE))
     for run in work.values():
         run()  # the first time takes memory from the system
@@ -152,7 +167,7 @@ def time_arms(case: Case, repeats: int) -> dict[str, list[Took]]:
 
 def memory_of(case: Case, arm: str) -> int:
     """Bytes that an arm takes while it runs, measured in this process, which must do nothing else."""
-    work = build(case, arm)
+    work = build(case, [arm])[arm]
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak that building the model left
     work()
@@ -161,16 +176,13 @@ def memory_of(case: Case, arm: str) -> int:
     return peak - resident
 
 
-def measure_memory(options: argparse.Namespace) -> dict[str, int]:
-    """Bytes of each arm, each in a process of its own."""
-    given = [word for word in sys.argv[1:] if word != "--json" and word != str(options.json)]
-    return {
-        arm: int(subprocess.run([sys.executable, __file__, *given, "--memory-of", arm], check=True, stdout=-1).stdout)
-        for arm in ARMS
-    }
+def measure_memory() -> dict[str, int]:
+    """Bytes of each arm, each in a process of its own that is given the same options."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of"]
+    return {arm: int(subprocess.run([*command, arm], check=True, stdout=subprocess.PIPE).stdout) for arm in ARMS}
 
 
-def print_table(case: Case, runs: dict[str, list[Took]], memory: dict[str, int]) -> None:
+def print_table(case: Case, runs: dict[str, list[Took]]) -> None:
     """One row per arm; ratios and shares of elapsed and of processor time."""
     medians = {name: Took.median(values) for name, values in runs.items()}
     # Nothing is faster than the peak: its best run, not the one in the middle.
@@ -181,8 +193,8 @@ def print_table(case: Case, runs: dict[str, list[Took]], memory: dict[str, int])
         end="",
     )
     print(f"{flops / product.processor / 1e9:.1f} (processor time)\nEach cell: elapsed / processor time\n")
-    print("| arm | seconds | published takes | share of sdpa | GFLOP | share of peak | memory, MB |")
-    print("|---|---|---|---|---|---|---|")
+    print("| arm | seconds | published takes | share of sdpa | GFLOP | share of peak |")
+    print("|---|---|---|---|---|---|")
     for arm in ARMS:
         took, old, plain = medians[arm], medians["published"], medians["sdpa"]
         share = case.operations(arm) / flops
@@ -191,8 +203,7 @@ def print_table(case: Case, runs: dict[str, list[Took]], memory: dict[str, int])
             f"| {old.elapsed / took.elapsed:.2f}x / {old.processor / took.processor:.2f}x "
             f"| {took.elapsed / plain.elapsed:.2f} / {took.processor / plain.processor:.2f} "
             f"| {case.operations(arm) / 1e9:.0f} "
-            f"| {share * product.elapsed / took.elapsed:.0%} / {share * product.processor / took.processor:.0%} "
-            f"| {memory[arm] / 1e6:.0f} |"
+            f"| {share * product.elapsed / took.elapsed:.0%} / {share * product.processor / took.processor:.0%} |"
         )
 
 
@@ -206,6 +217,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="ours is compiled with torch.compile")
     parser.add_argument("--quick", action="store_true", help="four layers, three rounds: does it run?")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers here")
+    parser.add_argument("--memory", action="store_true", help="measure memory, not time")
     parser.add_argument("--memory-of", choices=ARMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -213,13 +225,17 @@ def main() -> None:
     if options.memory_of:
         print(memory_of(case, options.memory_of))
         return
-    memory = measure_memory(options)
+    if options.memory:
+        memory = measure_memory()
+        print(
+            "\n".join(["| arm | memory, MB |", "|---|---|", *(f"| {arm} | {memory[arm] / 1e6:.0f} |" for arm in ARMS)])
+        )
+        return
     runs = time_arms(case, 3 if options.quick else options.repeats)
-    print_table(case, runs, memory)
+    print_table(case, runs)
     if options.json:
         seconds = {name: [vars(run) for run in values] for name, values in runs.items()}
-        numbers = {"case": vars(case), "seconds": seconds, "memory_bytes": memory}
-        options.json.write_text(json.dumps(numbers, indent=2) + "\n")
+        options.json.write_text(json.dumps({"case": vars(case), "seconds": seconds}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -254,8 +254,9 @@ def draw(rows: Sequence[dict[str, float]], path: Path) -> None:
     predicted = [rows[0]["processor"] / row["predicted"] for row in rows]
     left, right = ([place + side for place in range(len(rows))] for side in (-0.2, 0.2))
     axes.hlines(predicted, left, right, color="black", label="as operations predict")
-    for place, row in enumerate(rows):
-        axes.text(place, row["processor"], f"{row['speed_up_processor']:.2f}x", ha="center", va="bottom", fontsize=8)
+    for place, (row, line) in enumerate(zip(rows, predicted, strict=True)):
+        top = max(row["processor"], line)
+        axes.text(place, top, f"{row['speed_up_processor']:.2f}x", ha="center", va="bottom", fontsize=8)
     axes.set(xlabel="visual tokens", ylabel="processor seconds to the first token", ylim=(0, 1.1 * max(predicted)))
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8)

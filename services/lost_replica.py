@@ -71,7 +71,7 @@ class LostReplicaMiddleware:
 
 
 class _KeptRequest:
-    """A request's messages, kept while they are few enough to be read again.
+    """A request's messages, whose body is kept while it is small enough to be read again.
 
     Attributes:
         is_kept: whether all that was read so far can be read again.
@@ -80,20 +80,19 @@ class _KeptRequest:
 
     def __init__(self, receive: Receive, limit_bytes: int) -> None:
         self._receive, self._limit_bytes = receive, limit_bytes
-        self._kept: list[Message] = []
-        self._kept_bytes = 0
-        self._next = 0
+        self._body = bytearray()  # in one piece: messages may be as many as bytes
+        self._ended, self._again = False, False
         self.is_kept, self.client_left = True, False
 
     def rewind(self) -> None:
-        """Begin again with the first message."""
-        self._next = 0
+        """Begin again with all that was read."""
+        self._again = bool(self._body) or self._ended
 
     async def receive(self) -> Message:
         """The next message (ASGI)."""
-        if self._next < len(self._kept):
-            self._next += 1
-            return self._kept[self._next - 1]
+        if self._again:
+            self._again = False
+            return {"type": "http.request", "body": bytes(self._body), "more_body": not self._ended}
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self.client_left = True
@@ -102,7 +101,8 @@ class _KeptRequest:
         return message
 
     def _keep(self, message: Message) -> None:
-        self._kept_bytes += len(message.get("body", b""))
-        self.is_kept = self._kept_bytes <= self._limit_bytes
-        self._kept = [*self._kept, message] if self.is_kept else []
-        self._next = len(self._kept)
+        self._body += message.get("body", b"")
+        self._ended = not message.get("more_body", False)
+        self.is_kept = len(self._body) <= self._limit_bytes
+        if not self.is_kept:
+            self._body.clear()

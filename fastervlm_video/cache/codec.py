@@ -93,13 +93,13 @@ def decode_tokens(
     expect_dtype: Storage | None = None,
     in_place: bool = False,
 ) -> VisualTokens:
-    """Read back what :func:`encode_tokens` wrote. The tensors share one fresh buffer, none of ``blob``.
+    """Read back what :func:`encode_tokens` wrote. The tensors share one buffer, a fresh one but for ``in_place``.
 
     Args:
         blob: the bytes of one entry, no more and no less.
         expect_fingerprint: the tower whose features are wanted; None takes any.
         expect_dtype: how the features should be stored; None takes any.
-        in_place: the tensors may be made in ``blob`` itself, a bytearray that its owner gives up.
+        in_place: if ``blob`` is a bytearray, its owner gives it up, and the tensors are made in it.
 
     Raises:
         TokenFormatError: the bytes are damaged, foreign, of another version, or describe the impossible; or

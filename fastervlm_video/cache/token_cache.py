@@ -170,12 +170,7 @@ class TokenCache:
         self._store.close()
 
     def _decode(self, blob: Blob, tokens_per_frame: int | None, fingerprint: str) -> VisualTokens | None:
-        tokens = decode_tokens(
-            blob,
-            expect_fingerprint=fingerprint,
-            expect_dtype=self._dtype,
-            in_place=isinstance(blob, bytearray),
-        )
+        tokens = decode_tokens(blob, expect_fingerprint=fingerprint, expect_dtype=self._dtype, in_place=True)
         if tokens_per_frame is None or not tokens.nested:
             return tokens
         return tokens.select(tokens_per_frame) if tokens.holds(tokens_per_frame) else None

@@ -34,16 +34,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from random_vision import IMAGE, noise_video, random_clip
+from transformers import CLIPVisionModel
 
 from fastervlm_video.config import FrameResize, PruneSpec
-from fastervlm_video.media import FrameBatch, VideoInfo
 from fastervlm_video.vision import EncodeJob, Preprocessing, VisionEncoder, VisionTower, tower_depth
 from fastervlm_video.vision.passes import frames_per_pass
 
-IMAGE, PATCH, HEADS, WIDTH, MLP, LAYERS, FEATURE_LAYER = 224, 14, 16, 1024, 4096, 24, -2
+PATCH, HEADS, WIDTH, MLP, LAYERS, FEATURE_LAYER = 14, 16, 1024, 4096, 24, -2
 ROWS = 1 + (IMAGE // PATCH) ** 2
 PREPROCESSING = Preprocessing(FrameResize(size=(IMAGE, IMAGE)), 1 / 255, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 ARMS = ("ours", "published", "sdpa", "sdpa-few")
@@ -81,17 +80,9 @@ class Case:
 def random_towers(layers: int) -> dict[str, CLIPVisionModel]:
     """Hugging Face's model with either attention, and the same weights."""
     torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=MLP,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        image_size=IMAGE,
-        patch_size=PATCH,
-    )
-    sdpa = CLIPVisionModel._from_config(config, attn_implementation="sdpa").eval()
+    sdpa = random_clip(width=WIDTH, layers=layers, heads=HEADS, patch=PATCH)
     with torch.device("meta"):
-        eager = CLIPVisionModel._from_config(copy.deepcopy(config), attn_implementation="eager").eval()
+        eager = CLIPVisionModel._from_config(copy.deepcopy(sdpa.config), attn_implementation="eager").eval()
     eager.load_state_dict(sdpa.state_dict(), assign=True)
     eager.embeddings.position_ids = sdpa.embeddings.position_ids  # computed, hence not among the weights
     return {"sdpa": sdpa, "eager": eager}
@@ -101,10 +92,9 @@ def build(case: Case, arms: Sequence[str]) -> dict[str, Callable[[], object]]:
     """The work of each arm."""
     models = random_towers(case.layers)
     sdpa = models["sdpa"]
-    frames = np.random.default_rng(0).integers(0, 256, (case.frames, IMAGE, IMAGE, 3), np.uint8)
-    info = VideoInfo(float(case.frames), IMAGE, IMAGE, "benchmark", "rawvideo")
-    job = EncodeJob(FrameBatch(frames, tuple(map(float, range(case.frames))), info), PruneSpec(keep_ratio=case.keep))
-    pixels = PREPROCESSING.normalise(torch.from_numpy(frames), torch.device("cpu"), torch.float32)
+    video = noise_video(case.frames)
+    job = EncodeJob(video, PruneSpec(keep_ratio=case.keep))
+    pixels = PREPROCESSING.normalise(torch.from_numpy(video.frames_thwc_u8), torch.device("cpu"), torch.float32)
     tower = VisionTower(sdpa, tower_depth(FEATURE_LAYER, case.layers))
     compiled = case.compiled and "ours" in arms
     encoder = VisionEncoder(tower, PREPROCESSING, "0" * 64, compile_tower=compiled)

@@ -17,14 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from random_vision import IMAGE, noise_video, random_clip
 
 from fastervlm_video.cache import Storage, encode_tokens
 from fastervlm_video.config import FrameResize, PruneSpec
-from fastervlm_video.media import FrameBatch, VideoInfo
 from fastervlm_video.vision import EncodeJob, Preprocessing, VisionEncoder, VisionTower, tower_depth
 
-IMAGE, LAYERS, FEATURE_LAYER = 224, 12, -2
+LAYERS, FEATURE_LAYER = 12, -2
 PREPROCESSING = Preprocessing(FrameResize(size=(IMAGE, IMAGE)), 1 / 255, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 FRAME_COUNTS, KEEP_RATIOS = (2, 4, 8, 12, 16, 24), (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 FEW_FRAME_COUNTS, FEW_KEEP_RATIOS = (1, 2, 3), (0.1, 0.5, 1.0)
@@ -62,23 +61,13 @@ class Series:
 def load_encoder(layers: int) -> VisionEncoder:
     """Random weights."""
     torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=layers,
-        num_attention_heads=12,
-        image_size=IMAGE,
-        patch_size=16,
-    )
-    model = CLIPVisionModel._from_config(config, attn_implementation="sdpa").eval()
+    model = random_clip(width=768, layers=layers, heads=12, patch=16)
     return VisionEncoder(VisionTower(model, tower_depth(FEATURE_LAYER, layers)), PREPROCESSING, "0" * 64)
 
 
 def make_job(frames: int, keep: float) -> EncodeJob:
-    """Noise: what is shown changes no cost."""
-    pixels = np.random.default_rng(0).integers(0, 256, (frames, IMAGE, IMAGE, 3), np.uint8)
-    info = VideoInfo(float(frames), IMAGE, IMAGE, "benchmark", "rawvideo")
-    return EncodeJob(FrameBatch(pixels, tuple(map(float, range(frames))), info), PruneSpec(keep_ratio=keep))
+    """Of a video of noise."""
+    return EncodeJob(noise_video(frames), PruneSpec(keep_ratio=keep))
 
 
 def measure(encoder: VisionEncoder, settings: list[tuple[int, float]], rounds: int) -> dict[tuple[int, float], float]:

@@ -24,21 +24,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import torch
+from random_vision import noise_video, random_clip
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from fastervlm_video.config import PruneSpec, SamplingParams
 from fastervlm_video.language import EngineLimits, GenerationRequest, PagedEngine, Prompt, generate
-from fastervlm_video.media import FrameBatch, VideoInfo
 from fastervlm_video.models import LanguageHalf
 from fastervlm_video.plan import ModelFacts
 from fastervlm_video.vision import EncodeJob, Preprocessing, VisionEncoder, VisionTower
 
-FRAMES, IMAGE, PATCH, PATCHES = 8, 224, 14, 256
+FRAMES, PATCH, PATCHES = 8, 14, 256
 WIDTH, HEADS, LAYERS, USED_LAYERS = 1024, 16, 24, 23  # of the tower
 KEPT = (256, 64, 26, 13)  # of each frame's 256: 2048, 512, 208, 104 visual tokens
 BEFORE, AFTER = (1, 7, 9), 12  # ids in front of the video, and how many behind it
@@ -93,15 +92,7 @@ def main() -> int:
 
 def load_encoder() -> VisionEncoder:
     """CLIP ViT-L/14 with random weights, to the layer that Video-LLaVA uses."""
-    config = CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        image_size=IMAGE,
-        patch_size=PATCH,
-    )
-    model = CLIPVisionModel._from_config(config, attn_implementation="sdpa").eval()
+    model = random_clip(width=WIDTH, layers=LAYERS, heads=HEADS, patch=PATCH)
     return VisionEncoder(VisionTower(model, USED_LAYERS), Preprocessing.from_config({}), "random")
 
 
@@ -124,12 +115,6 @@ def load_language(*, quick: bool) -> tuple[LanguageHalf, PreTrainedTokenizerBase
     return half, ModelFacts.open("mini").checkpoint.tokenizer
 
 
-def random_video(seed: int, frames: int) -> FrameBatch:
-    """Frames of noise, as decoding would hand them on."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (frames, IMAGE, IMAGE, 3), dtype=np.uint8)
-    return FrameBatch(pixels, tuple(map(float, range(frames))), VideoInfo(frames, IMAGE, IMAGE, "none", "none"))
-
-
 def measure(encoder: VisionEncoder, engine: PagedEngine, repeats: int) -> list[list[Run]]:
     """For each number of kept tokens its rounds; the fewest tokens once more before, to warm up."""
     ask(encoder, engine, KEPT[-1], seed=0)
@@ -144,7 +129,7 @@ def measure(encoder: VisionEncoder, engine: PagedEngine, repeats: int) -> list[l
 
 def ask(encoder: VisionEncoder, engine: PagedEngine, kept: int, *, seed: int) -> Run:
     """One question about a new video, to its first and only token."""
-    job = EncodeJob(random_video(seed, FRAMES), PruneSpec(keep_tokens=kept))
+    job = EncodeJob(noise_video(FRAMES, seed=seed), PruneSpec(keep_tokens=kept))
     begin = now()
     (tokens,) = encoder.encode([job])
     encoded = now()
@@ -170,7 +155,7 @@ def count_encoding(encoder: VisionEncoder, kept: int) -> int:
     """
     # The counter knows no fused attention of a CPU, but the products that it is made of.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        encoder.encode([EncodeJob(random_video(0, 1), PruneSpec(keep_tokens=kept))])
+        encoder.encode([EncodeJob(noise_video(1), PruneSpec(keep_tokens=kept))])
     counted = FRAMES * counter.get_total_flops()
     formulas = [encoding_operations(rows) for rows in (kept, 1 + PATCHES)]
     nearest = min(formulas, key=lambda formula: abs(formula - counted))

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from random_vision import IMAGE, random_clip
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from fastervlm_video import VideoQA
 from fastervlm_video.cache import Storage, decode_tokens, encode_tokens
@@ -74,12 +74,9 @@ def mini_features(videos: int) -> Tensor:
 
 def large_features() -> Tensor:
     """Of Video-LLaVA-7B's tower's dimensions, at the layer that is used."""
-    config = CLIPVisionConfig(
-        hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=24, num_attention_heads=16, patch_size=14
-    )
-    tower = CLIPVisionModel._from_config(config, attn_implementation="sdpa").eval()
+    tower = random_clip(width=WIDTH, layers=24, heads=16, patch=14)
     with torch.inference_mode():
-        hidden: Tensor = tower(torch.randn(2, 3, 224, 224), output_hidden_states=True).hidden_states[-2]
+        hidden: Tensor = tower(torch.randn(2, 3, IMAGE, IMAGE), output_hidden_states=True).hidden_states[-2]
     return hidden[:, 1:].flatten(0, 1)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from random_vision import IMAGE, random_clip
 
 from fastervlm_video.prune import PruneInputs, get_method, method_names
 from fastervlm_video.vision import TowerOutput, VisionTower
@@ -37,15 +37,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        patch_size=14,
-    )
-    tower = VisionTower(CLIPVisionModel._from_config(config, attn_implementation="sdpa").eval(), USED)
-    pixels = torch.randn(FRAMES, 3, 224, 224)
+    tower = VisionTower(random_clip(width=WIDTH, layers=LAYERS, heads=HEADS, patch=14), USED)
+    pixels = torch.randn(FRAMES, 3, IMAGE, IMAGE)
     seconds: dict[str, list[float]] = defaultdict(list)
     with torch.inference_mode():
         for _ in range(options.repeats):

@@ -6,6 +6,7 @@ with the offending value, so that code further in can rely on it.
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 
 from fastervlm_video.errors import InvalidRequestError
 
@@ -16,8 +17,10 @@ __all__ = [
     "FrameResize",
     "FrameSampling",
     "MediaLimits",
+    "Medium",
     "PruneSpec",
     "SamplingParams",
+    "Tiling",
 ]
 
 DEFAULT_NUM_FRAMES = 8
@@ -33,9 +36,16 @@ def _require(ok: bool, message: str) -> None:
         raise InvalidRequestError(message)
 
 
+class Medium(StrEnum):
+    """What a file shows, which decides how it is decoded, which tower sees it, and how the prompt names it."""
+
+    IMAGE = "image"
+    VIDEO = "video"
+
+
 @dataclass(frozen=True, slots=True)
 class MediaLimits:
-    """Bounds enforced before and while a video is decoded.
+    """Bounds enforced before and while a video or a picture is decoded.
 
     Attributes:
         max_bytes: size of the encoded video.
@@ -91,6 +101,35 @@ class FrameResize:
             self.shortest_edge is None or self.size is None,
             f"give shortest_edge or size, not both: {self.shortest_edge}, {self.size}",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a picture of any size becomes several views: the whole of it, made small, and then square tiles of it.
+
+    The picture is fitted into one of the ``resolutions``, keeping its aspect ratio, and centred on black; that is
+    cut into tiles, row by row (LLaVA-NeXT's "anyres")::
+
+        picture 900 x 400 ─▶ view 0: 336 x 336, the whole            views 1, 2: [ tile ][ tile ] of 672 x 336
+
+    Attributes:
+        tile_size: side of a tile in pixels.
+        resolutions: (height, width) in pixels, each a multiple of ``tile_size``; one or more.
+        resample: PIL resampling filter number (3 is bicubic).
+    """
+
+    tile_size: int
+    resolutions: tuple[tuple[int, int], ...]
+    resample: int = 3
+
+    def __post_init__(self) -> None:
+        _require(self.tile_size >= 1, f"tile_size must be at least 1, got {self.tile_size}")
+        _require(len(self.resolutions) >= 1, "a tiling needs at least one resolution")
+        for height, width in self.resolutions:
+            _require(
+                height > 0 and width > 0 and height % self.tile_size == 0 and width % self.tile_size == 0,
+                f"a resolution must be a positive multiple of the tile size {self.tile_size}, got {height}x{width}",
+            )
 
 
 @dataclass(frozen=True, slots=True)

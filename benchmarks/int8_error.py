@@ -66,7 +66,7 @@ def cases(videos: int, *, quick: bool) -> Iterator[tuple[str, Tensor]]:
 def mini_features(videos: int) -> Tensor:
     """All patches of some videos, as the tower gives them."""
     with VideoQA.from_pretrained("mini") as qa:
-        resize = qa.facts.preprocessing.resize
+        resize = qa.facts.preprocessing().resize
         paths = open_dataset("mini", limit=videos).videos
         outputs = [qa.encoder.run_tower(decode_video(path, FrameSampling(), resize=resize)) for path in paths]
     return torch.cat([output.features[:, 1:].flatten(0, 1).float() for output in outputs])

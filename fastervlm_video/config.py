@@ -16,8 +16,10 @@ __all__ = [
     "DEFAULT_NUM_FRAMES",
     "FrameResize",
     "FrameSampling",
+    "ImageLayout",
     "MediaLimits",
     "Medium",
+    "ModelOptions",
     "PruneSpec",
     "SamplingParams",
     "Tiling",
@@ -41,6 +43,37 @@ class Medium(StrEnum):
 
     IMAGE = "image"
     VIDEO = "video"
+
+
+class ImageLayout(StrEnum):
+    """How the tokens of a picture that is seen in several views (LLaVA-NeXT) stand in the prompt."""
+
+    HUGGING_FACE = "hugging_face"
+    """Row by row across the tiles, without padding, with the model's learnt separator behind each row."""
+    REFERENCE = "reference"
+    """View by view, padding and all, without separators: what the paper's authors measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """What may be chosen about an architecture; each plays a part for some of them only.
+
+    Attributes:
+        image_layout: for architectures that see a picture in several views.
+        frame_label: written before each frame of a video that is shown as so many pictures, ``{n}`` being its number
+            from 1, such as ``Frame {n}: ``; empty writes nothing.
+    """
+
+    image_layout: ImageLayout = ImageLayout.HUGGING_FACE
+    frame_label: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "image_layout", ImageLayout(self.image_layout))
+        except ValueError as error:
+            raise InvalidRequestError(
+                f"image_layout must be {' or '.join(ImageLayout)}, got {self.image_layout!r}"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from fastervlm_video.config import Medium
 from fastervlm_video.errors import InvalidRequestError
 from fastervlm_video.media import FrameBatch
 from fastervlm_video.vision.tokens import VisualTokens
@@ -58,7 +59,7 @@ def _lit_frame(frame_hwc_u8: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_])
 
 
 def draw_kept_patches(frames: FrameBatch, tokens: VisualTokens, *, title: str = "") -> Image.Image:
-    """Draw every frame with its kept patches lit and outlined, and the rest dimmed.
+    """Draw every frame, or view of a picture, with its kept patches lit and outlined, and the rest dimmed.
 
     Args:
         frames: the frames as the vision tower saw them (resized and cropped), T of them.
@@ -90,6 +91,16 @@ def draw_kept_patches(frames: FrameBatch, tokens: VisualTokens, *, title: str = 
         left = _GAP_PX + (index % columns) * (_CELL_PX + _GAP_PX)
         top = _HEADER_PX + (index // columns) * (_CELL_PX + _CAPTION_PX + _GAP_PX)
         canvas.paste(_lit_frame(frames.frames_thwc_u8[index], mask), (left, top))
-        caption = f"{frames.pts_seconds[index]:.2f} s   {count} of {tokens.patches_per_frame} patches"
+        caption = f"{_shown(frames, tokens, index)}   {count} of {tokens.patches_per_frame} patches"
         draw.text((left, top + _CELL_PX + 5), caption, fill=_FAINT, font=small)
     return canvas
+
+
+def _shown(frames: FrameBatch, tokens: VisualTokens, index: int) -> str:
+    """When a frame was shown, and which view of it this is."""
+    view = index % tokens.views_per_picture
+    part = "whole" if view == 0 else f"tile {view}"
+    if tokens.medium is Medium.IMAGE:
+        return part
+    moment = f"{frames.pts_seconds[index]:.2f} s"
+    return moment if tokens.views_per_picture == 1 else f"{moment}, {part}"

@@ -1,4 +1,4 @@
-"""Encode a video once, ask it many questions: the whole method in one process, without Ray."""
+"""Encode a video or a picture once, ask it many questions: the whole method in one process, without Ray."""
 
 import hashlib
 import logging
@@ -6,7 +6,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ from fastervlm_video.config import (
     DEFAULT_NUM_FRAMES,
     FrameSampling,
     MediaLimits,
+    Medium,
+    ModelOptions,
     PruneSpec,
     SamplingParams,
 )
@@ -32,10 +35,10 @@ from fastervlm_video.language import (
     generate,
     iter_events,
 )
-from fastervlm_video.media import FrameBatch, Progress, decode_video
+from fastervlm_video.media import SNIFF_BYTES, FrameBatch, Progress, decode_picture, decode_video, sniff_medium
 from fastervlm_video.models import LanguageHalf
 from fastervlm_video.plan import ModelFacts
-from fastervlm_video.vision import EncodeJob, VisionEncoder, VisualTokens
+from fastervlm_video.vision import VisionEncoder, VisualTokens
 
 __all__ = ["Answer", "EncodedVideo", "VideoQA"]
 
@@ -48,14 +51,14 @@ Source = str | os.PathLike[str] | bytes | BinaryIO
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedVideo:
-    """A video as the language model will see it.
+    """A video, or a picture, as the language model will see it.
 
     Attributes:
         tokens: the kept visual tokens.
-        digest: SHA-256 of the video's bytes, hex.
+        digest: SHA-256 of the file's bytes, hex.
         cache: whether the tokens were in the cache.
         seconds: time by stage: ``decode`` and ``encode``; empty on a cache hit.
-        frames: the frames the tower saw, if they were decoded.
+        frames: the frames (or the picture's views) that the tower saw, if they were decoded.
         identity: of all that determines the tokens; questions about equal ones share work. None shares nothing.
     """
 
@@ -85,7 +88,7 @@ class Answer:
 
 
 class VideoQA:
-    """Questions about videos. Build it with :meth:`from_pretrained`, close it when done.
+    """Questions about videos and pictures. Build it with :meth:`from_pretrained`, close it when done.
 
     The two halves of the checkpoint are loaded when they are first needed.
 
@@ -120,7 +123,7 @@ class VideoQA:
         self._sampling = sampling or FrameSampling()
         self._device, self._dtype = device, dtype
         self._loading = threading.RLock()
-        self._encoder: VisionEncoder | None = None
+        self._encoders: dict[str, VisionEncoder] = {}
         self._language: LanguageHalf | None = None
         self._engine: Engine | None = None
         self._closed = False
@@ -144,6 +147,7 @@ class VideoQA:
         cache: TokenCache | None = None,
         limits: MediaLimits | None = None,
         cache_dtype: str | None = None,
+        options: ModelOptions | None = None,
     ) -> Self:
         """Open a checkpoint.
 
@@ -162,13 +166,14 @@ class VideoQA:
             limits: bounds on videos.
             cache_dtype: how tokens are kept in memory: ``float16`` (the default) or ``int8``, which is half as large,
                 and off by up to 1/254 of each token's largest number. A ``cache`` has its own.
+            options: what may be chosen about an architecture: the order of a picture's tokens, labels for frames.
 
         Raises:
             CheckpointError: there is no such model, or it cannot be loaded.
             InvalidRequestError: a value is out of range.
         """
         prune = PruneSpec(method=method, keep_ratio=keep_ratio, keep_tokens=keep_tokens, keep_cls=keep_cls)
-        facts = ModelFacts.open(model, revision=revision)
+        facts = ModelFacts.open(model, revision=revision, options=options)
         sampling = FrameSampling(num_frames)
         return cls(
             facts,
@@ -188,11 +193,17 @@ class VideoQA:
 
     @property
     def encoder(self) -> VisionEncoder:
-        """The vision half; loaded on first use."""
+        """The vision half, for videos; loaded on first use."""
+        return self.encoder_for(Medium.VIDEO)
+
+    def encoder_for(self, medium: Medium) -> VisionEncoder:
+        """The vision half, loaded on first use. An architecture may have a tower of its own for pictures."""
+        checkpoint = self.facts.checkpoint
         with self._loading:
-            if self._encoder is None:
-                self._encoder = self.facts.checkpoint.load_vision(self._device, self._dtype)
-            return self._encoder
+            tower = checkpoint.adapter.tower(medium)
+            if tower not in self._encoders:
+                self._encoders[tower] = checkpoint.load_vision(self._device, self._dtype, medium=medium)
+            return self._encoders[tower]
 
     @property
     def engine(self) -> Engine:
@@ -217,7 +228,7 @@ class VideoQA:
     def _start_engine(self) -> Engine:
         return PagedEngine(self.language, self.facts.checkpoint.tokenizer)
 
-    def encode_video(
+    def encode(
         self,
         source: Source,
         *,
@@ -226,57 +237,74 @@ class VideoQA:
         with_frames: bool = False,
         progress: Progress | None = None,
     ) -> EncodedVideo:
-        """Turn a video into its kept visual tokens, or take them from the cache.
+        """Turn a video or a picture into its kept visual tokens, or take them from the cache.
 
         Args:
-            source: a path, a video's bytes, or a seekable binary file.
+            source: a path, a file's bytes, or a seekable binary file. What it is is seen from its first bytes.
             prune: instead of the default.
-            sampling: instead of the default.
+            sampling: which frames of a video, instead of the default.
             with_frames: decode the frames even if the tokens are cached.
             progress: called with (frames decoded, frames in all).
 
         Raises:
             VideoNotFoundError: the path names no file.
-            MediaError: the video cannot be decoded within the limits.
+            MediaError: the file cannot be decoded within the limits.
             InvalidRequestError: unknown method, or more tokens asked for than a frame has.
         """
         prune, sampling = prune or self._prune, sampling or self._sampling
-        digest = _content_digest(source)
-        plan = self.facts.plan(digest, sampling, prune, dtype=self._cache.dtype)
-        tokens = self._cache.lookup(plan.key, plan.tokens_per_frame, self.facts.fingerprint)
+        digest, medium = _content_digest(source), _medium(source)
+        plan = self.facts.plan(digest, sampling, prune, medium=medium, dtype=self._cache.dtype)
+        tokens = self._cache.lookup(plan.key, plan.tokens_per_frame, self.facts.fingerprint(medium))
         cached = tokens is not None
         seconds: dict[str, float] = {}
         frames = None
         if not cached or with_frames:
             begin = time.perf_counter()
-            resize = self.facts.preprocessing.resize
-            frames = decode_video(source, sampling, limits=self._limits, resize=resize, progress=progress)
+            frames = self._decode(source, medium, sampling, progress)
             seconds["decode"] = time.perf_counter() - begin
         if tokens is None:
             assert frames is not None
-            encoder = self.encoder
+            encoder = self.encoder_for(medium)
             begin = time.perf_counter()
-            blob = encode_tokens(encoder.encode([EncodeJob(frames, prune)])[0], dtype=self._cache.dtype)
+            job = self.facts.encode_job(frames, prune, medium)
+            blob = encode_tokens(encoder.encode([job])[0], dtype=self._cache.dtype)
             seconds["encode"] = time.perf_counter() - begin
             self._cache.insert(plan.key, blob)
             tokens = decode_tokens(blob)  # the values as stored, so that an answer never depends on the cache's state
         identity = plan.key.token_set(plan.tokens_per_frame)
         return EncodedVideo(tokens, digest, "hit" if cached else "miss", seconds, frames, identity)
 
-    def check_question(self, question: str, params: SamplingParams | None = None) -> None:
+    encode_video = encode
+
+    def _decode(
+        self, source: Source, medium: Medium, sampling: FrameSampling, progress: Progress | None
+    ) -> FrameBatch:
+        preprocessing, limits = self.facts.preprocessing(medium), self._limits
+        resize, tiling = preprocessing.resize, preprocessing.tiling
+        if medium is Medium.IMAGE:
+            frames = decode_picture(source, limits=limits, resize=resize, tiling=tiling)
+            if progress is not None:
+                progress(1, 1)
+            return frames
+        return decode_video(source, sampling, limits=limits, resize=resize, tiling=tiling, progress=progress)
+
+    def check_question(
+        self, question: str, params: SamplingParams | None = None, medium: Medium = Medium.VIDEO
+    ) -> None:
         """Find what is wrong with a question before any work is done for it, at the default budget.
 
         Raises:
             InvalidRequestError: the question is empty or contains a reserved token.
             ContextLengthError: prompt, video and answer exceed the model's context.
         """
-        self.facts.prompt(question, self.facts.num_visual(self._sampling, self._prune), params or SamplingParams())
+        runs = self.facts.visual_runs(self._sampling, self._prune, medium)
+        self.facts.prompt(question, runs, params or SamplingParams(), medium)
 
     def ask(self, video: EncodedVideo | Source, question: str, params: SamplingParams | None = None) -> Answer:
         """Answer a question. Safe to call from several threads at once: their requests are batched.
 
         Args:
-            video: what :meth:`encode_video` returned, or a video.
+            video: what :meth:`encode` returned, or a video or picture.
             question: about it.
             params: how to decode the answer; greedy by default.
 
@@ -309,19 +337,22 @@ class VideoQA:
         if isinstance(video, EncodedVideo):
             encoded = video
         else:
-            self.check_question(question, params)
-            encoded = self.encode_video(video)
+            self.check_question(question, params, _medium(video))
+            encoded = self.encode(video)
         tokens = encoded.tokens
-        if tokens.fingerprint != self.facts.fingerprint:
+        fingerprint = self.facts.fingerprint(tokens.medium)
+        if tokens.fingerprint != fingerprint:
             raise FingerprintMismatchError(
-                f"the video was encoded by the tower {tokens.fingerprint[:12]}, but {self.facts.name} has "
-                f"{self.facts.fingerprint[:12]}; encode it again"
+                f"the {tokens.medium} was encoded by the tower {tokens.fingerprint[:12]}, but {self.facts.name} has "
+                f"{fingerprint[:12]}; encode it again"
             )
-        prompt = self.facts.prompt(question, tokens.tokens_kept, params)
+        sequence = self.facts.arrange(tokens)
+        prompt = self.facts.prompt(question, sequence.runs, params, tokens.medium)
         return GenerationRequest(
             request_id=uuid.uuid4().hex,
             prompt=prompt,
-            visual=tokens.sequence(),
+            visual=sequence.features,
+            separators=sequence.separators,
             sampling=params,
             cache_identity=encoded.identity,
         )
@@ -356,20 +387,39 @@ def _cache(given: TokenCache | None, dtype: str | None) -> TokenCache:
 
 
 def _content_digest(source: Source) -> str:
-    """SHA-256 of a video's bytes; a file object is read from its start and rewound."""
+    """SHA-256 of a file's bytes; a file object is read from its start and rewound."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     if isinstance(source, str | os.PathLike):
-        if Path(source).exists() and not Path(source).is_file():
-            raise VideoNotFoundError(f"cannot open {os.fspath(source)!r}: not a regular file")
-        try:
-            with Path(source).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as exc:
-            raise VideoNotFoundError(f"cannot open {os.fspath(source)!r}: {exc.strerror}") from exc
+        with _opened(source) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     source.seek(0)
     digest = hashlib.sha256()
     while chunk := source.read(1024**2):
         digest.update(chunk)
     source.seek(0)
     return digest.hexdigest()
+
+
+def _medium(source: Source) -> Medium:
+    """What a file is; a file object is left at its start."""
+    if isinstance(source, bytes):
+        return sniff_medium(source[:SNIFF_BYTES])
+    if isinstance(source, str | os.PathLike):
+        with _opened(source) as file:
+            return sniff_medium(file.read(SNIFF_BYTES))
+    source.seek(0)
+    head = source.read(SNIFF_BYTES)
+    source.seek(0)
+    return sniff_medium(head)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    if Path(path).exists() and not Path(path).is_file():  # opening a pipe would wait for its other end
+        raise VideoNotFoundError(f"cannot open {os.fspath(path)!r}: not a regular file")
+    try:
+        with Path(path).open("rb") as file:
+            yield file
+    except OSError as exc:
+        raise VideoNotFoundError(f"cannot open {os.fspath(path)!r}: {exc.strerror}") from exc

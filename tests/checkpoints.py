@@ -11,8 +11,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from transformers import (
+    CLIPImageProcessor,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    PreTrainedModel,
+)
+
 from fastervlm_video.media.frames import FrameBatch, VideoInfo
-from fastervlm_video.mini.checkpoint import MiniSize, save_mini_checkpoint
+from fastervlm_video.mini.checkpoint import MiniSize, mini_config, save_mini_checkpoint
+from fastervlm_video.mini.vocabulary import build_tokenizer
 
 WEIGHTS = "model.safetensors"
 
@@ -35,7 +47,7 @@ def perturb(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
     if tensor.ndim == 1:
         return tensor + 0.2 * noise
     sharpened = (
-        6.0 if re.search(r"(video|image)_tower.*[qk]_proj", name) or re.match(r"encoder.*[qk]_proj", name) else 1.0
+        6.0 if re.search(r"(video|image|vision)_tower.*[qk]_proj", name) or re.match(r"encoder.*[qk]_proj", name) else 1.0
     )
     return sharpened * tensor + 0.02 * noise
 
@@ -53,6 +65,57 @@ def save_random_checkpoint(folder: Path, size: MiniSize = SMALL, seed: int = 0) 
     save_mini_checkpoint(folder, size=size, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     rewrite(folder, lambda tensors: {name: perturb(name, tensors[name], generator) for name in sorted(tensors)})
+    return folder
+
+
+PINPOINTS = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
+"""LLaVA-NeXT's, at the size of :data:`SMALL`."""
+
+
+def save_random_llava(folder: Path, size: MiniSize = SMALL, seed: int = 0) -> Path:
+    """A LLaVA-1.5 of the same dimensions, as Hugging Face saves it, every tensor random."""
+    mini = mini_config(size)
+    config = LlavaConfig(
+        vision_config=mini.vision_config,
+        text_config=mini.text_config,
+        image_token_index=mini.image_token_index,
+        vision_feature_layer=size.feature_layer,
+        image_seq_length=(size.image_size // size.patch_size) ** 2,
+    )
+    edge, crop = {"shortest_edge": size.image_size}, {"height": size.image_size, "width": size.image_size}
+    return _save_with_processors(
+        LlavaForConditionalGeneration(config), CLIPImageProcessor(size=edge, crop_size=crop), folder, seed
+    )
+
+
+def save_random_llava_next(folder: Path, size: MiniSize = SMALL, seed: int = 0) -> Path:
+    """A LLaVA-NeXT of the same dimensions, as Hugging Face saves it, every tensor random."""
+    mini = mini_config(size)
+    config = LlavaNextConfig(
+        vision_config=mini.vision_config,
+        text_config=mini.text_config,
+        image_token_index=mini.image_token_index,
+        vision_feature_layer=size.feature_layer,
+        image_grid_pinpoints=PINPOINTS,
+        image_seq_length=(size.image_size // size.patch_size) ** 2,
+    )
+    edge, crop = {"shortest_edge": size.image_size}, {"height": size.image_size, "width": size.image_size}
+    processor = LlavaNextImageProcessor(size=edge, crop_size=crop, image_grid_pinpoints=PINPOINTS)
+    return _save_with_processors(LlavaNextForConditionalGeneration(config), processor, folder, seed)
+
+
+def _save_with_processors(model: PreTrainedModel, processor: object, folder: Path, seed: int) -> Path:
+    tokenizer = build_tokenizer()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(perturb(name, torch.randn(parameter.shape, generator=generator) * 0.1, generator))
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    processor.save_pretrained(folder)  # type: ignore[attr-defined]  # a Hugging Face processor
     return folder
 
 
@@ -85,17 +148,19 @@ def renamed(pairs: list[tuple[str, str]]) -> Callable[[dict[str, Tensor]], dict[
 
 LAYOUTS: dict[str, list[tuple[str, str]]] = {
     "as saved": [],
-    "published": [(r"(video|image)_tower\.", r"\1_tower.vision_model.")],
+    "published": [(r"(video|image|vision)_tower\.", r"\1_tower.vision_model.")],
     "model first": [
         (r"language_model\.lm_head\.", "lm_head."),
         (r"language_model\.model\.", "model.language_model."),
-        (r"(video|image)_tower\.", r"model.\1_tower."),
+        (r"(video|image|vision)_tower\.", r"model.\1_tower."),
+        (r"image_newline$", "model.image_newline"),
         (r"multi_modal_projector\.", "model.multi_modal_projector."),
     ],
     "model first, vision_model": [
         (r"language_model\.lm_head\.", "lm_head."),
         (r"language_model\.model\.", "model.language_model."),
-        (r"(video|image)_tower\.", r"model.\1_tower.vision_model."),
+        (r"(video|image|vision)_tower\.", r"model.\1_tower.vision_model."),
+        (r"image_newline$", "model.image_newline"),
         (r"multi_modal_projector\.", "model.multi_modal_projector."),
     ],
 }

@@ -77,6 +77,10 @@ def encode_tokens(
         dtype=dtype,
         pts_seconds=tuple(map(float, tokens.pts_seconds)),
         has_cls=tokens.cls_features is not None,
+        medium=tokens.medium,
+        picture_size=None if tokens.picture_size is None else (int(tokens.picture_size[0]), int(tokens.picture_size[1])),
+        views_per_picture=int(tokens.views_per_picture),
+        capacities=None if tokens.capacities is None else tuple(map(int, tokens.capacities)),
         extra=dict(extra or {}),
         format_version=FORMAT_VERSION,
         header_size=0,  # not known before its JSON is
@@ -129,6 +133,10 @@ def decode_tokens(
             nested=header.nested,
             fingerprint=header.fingerprint,
             cls_features=payload.cls_features(),
+            medium=header.medium,
+            picture_size=header.picture_size,
+            views_per_picture=header.views_per_picture,
+            capacities=header.capacities,
         )
     except InvalidRequestError as error:
         raise TokenFormatError(f"the token bytes are sound, but what they describe is not: {error}") from error

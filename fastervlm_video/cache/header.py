@@ -11,17 +11,20 @@ from typing import Any
 import torch
 
 from fastervlm_video.cache.storage import Storage
+from fastervlm_video.config import Medium
 from fastervlm_video.errors import InvalidRequestError, TokenFormatError
+from fastervlm_video.vision.tokens import cut_to_capacities
 
 __all__ = ["FORMAT_VERSION", "EntryHeader", "JsonScalar", "aligned", "index_dtype", "parse_header"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ALIGNMENT_BYTES = 64
 MAX_HEADER_BYTES = 1024**2
 
 JsonScalar = str | int | float | bool | None
 
 _STORAGES = frozenset(Storage)
+_MEDIA = frozenset(Medium)
 _MAX_UINT16_PATCHES = 2**16
 
 
@@ -49,6 +52,10 @@ class EntryHeader:
         dtype: how features are stored.
         pts_seconds: T presentation times.
         has_cls: whether each frame's [CLS] token is stored too.
+        medium: what the tokens are of.
+        picture_size: (height, width) in pixels of the pictures before they were resized, if it plays a part.
+        views_per_picture: how many frames make up a picture.
+        capacities: patches of each frame that may be kept at all; None is all of them.
         extra: what the writer added.
         format_version: of the bytes.
         header_size: bytes before the payload, prefix included.
@@ -65,6 +72,10 @@ class EntryHeader:
     dtype: Storage
     pts_seconds: tuple[float, ...]
     has_cls: bool
+    medium: Medium
+    picture_size: tuple[int, int] | None
+    views_per_picture: int
+    capacities: tuple[int, ...] | None
     extra: Mapping[str, JsonScalar]
     format_version: int
     header_size: int
@@ -81,18 +92,16 @@ class EntryHeader:
         """N, patches stored over all frames, [CLS] not counted."""
         return sum(self.counts)
 
-    @property
-    def min_count(self) -> int:
-        """Tokens of the frame that has the fewest."""
-        return min(self.counts)
-
     def holds(self, tokens_per_frame: int | None) -> bool:
         """Whether a request for this budget can be served from the entry.
 
         For a method that is not nested the budget is part of the key, so whatever is stored under the
         key is what was asked for. ``None`` asks for the entry as it is.
         """
-        return not self.nested or tokens_per_frame is None or self.min_count >= tokens_per_frame
+        if not self.nested or tokens_per_frame is None:
+            return True
+        wanted = cut_to_capacities(tokens_per_frame, len(self.counts), self.capacities)
+        return all(count >= least for count, least in zip(self.counts, wanted, strict=True))
 
     @property
     def num_rows(self) -> int:
@@ -120,15 +129,19 @@ class EntryHeader:
             raise InvalidRequestError(f"extra must map strings to JSON scalars, got {_short(self.extra)}")
         fields = {
             "byteorder": sys.byteorder,
+            "capacities": self.capacities,
             "cls": self.has_cls,
             "counts": self.counts,
             "dtype": self.dtype.value,
             "extra": dict(self.extra),
             "fingerprint": self.fingerprint,
             "grid": self.grid,
+            "medium": self.medium.value,
             "method": self.method,
             "nested": self.nested,
+            "picture_size": self.picture_size,
             "pts_seconds": self.pts_seconds,
+            "views": self.views_per_picture,
             "width": self.width,
         }
         try:
@@ -164,6 +177,7 @@ def parse_header(text: bytes, *, header_size: int, payload_size: int, payload_cr
             f"the token header contradicts itself: up to {max(counts)} of {patches} patches in each of "
             f"{len(counts)} frames at {len(fields['pts_seconds'])} times"
         )
+    capacities, picture_size = fields["capacities"], fields["picture_size"]
     header = EntryHeader(
         counts=counts,
         grid=(fields["grid"][0], fields["grid"][1]),
@@ -174,12 +188,18 @@ def parse_header(text: bytes, *, header_size: int, payload_size: int, payload_cr
         dtype=Storage(fields["dtype"]),
         pts_seconds=tuple(map(float, fields["pts_seconds"])),
         has_cls=fields["cls"],
+        medium=Medium(fields["medium"]),
+        picture_size=None if picture_size is None else (picture_size[0], picture_size[1]),
+        views_per_picture=fields["views"],
+        capacities=None if capacities is None else tuple(capacities),
         extra=MappingProxyType(fields["extra"]),
         format_version=FORMAT_VERSION,
         header_size=header_size,
         payload_size=payload_size,
         payload_crc32=payload_crc32,
     )
+    if capacities is not None and len(capacities) != len(counts):
+        raise TokenFormatError(f"the token header gives {len(capacities)} capacities for {len(counts)} frames")
     expected = sum(map(aligned, header.section_sizes()))
     if expected != payload_size:
         raise TokenFormatError(f"arrays of {expected} bytes are described, but a payload of {payload_size} is declared")
@@ -229,18 +249,26 @@ def _is_list(of: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, list) and bool(value) and all(map(of, value))
 
 
+def _is_pair(value: object) -> bool:
+    return _is_list(_is_size)(value) and len(value) == 2  # type: ignore[arg-type]  # a list, as has been seen
+
+
 _CHECKS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
     {
         "byteorder": lambda value: value == sys.byteorder,
+        "capacities": lambda value: value is None or _is_list(_is_count)(value),
         "cls": lambda value: isinstance(value, bool),
         "counts": _is_list(_is_count),
         "dtype": lambda value: isinstance(value, str) and value in _STORAGES,
         "extra": _is_scalar_map,
         "fingerprint": lambda value: isinstance(value, str),
-        "grid": lambda value: _is_list(_is_size)(value) and len(value) == 2,
+        "grid": _is_pair,
+        "medium": lambda value: isinstance(value, str) and value in _MEDIA,
         "method": lambda value: isinstance(value, str),
         "nested": lambda value: isinstance(value, bool),
+        "picture_size": lambda value: value is None or _is_pair(value),
         "pts_seconds": _is_list(_is_finite),
+        "views": _is_size,
         "width": _is_size,
     }
 )

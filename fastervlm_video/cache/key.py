@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fastervlm_video.cache.header import FORMAT_VERSION
 from fastervlm_video.cache.storage import Storage
-from fastervlm_video.config import FrameSampling, PruneSpec
+from fastervlm_video.config import FrameSampling, Medium, PruneSpec
 from fastervlm_video.errors import InvalidRequestError
 
 __all__ = ["CacheKey", "make_key", "video_key"]
@@ -66,8 +66,10 @@ def video_key(content_digest: str, *, salt: bytes = b"") -> str:
 def make_key(
     *,
     content_digest: str,
+    medium: Medium,
     sampling: FrameSampling,
     preprocessing: Mapping[str, object],
+    layout: Mapping[str, object],
     tower_fingerprint: str,
     prune: PruneSpec,
     nested: bool,
@@ -80,8 +82,10 @@ def make_key(
 
     Args:
         content_digest: SHA-256 of the video's bytes, hex.
-        sampling: which frames are looked at.
+        medium: what the bytes are.
+        sampling: which frames are looked at; of a picture there is one.
         preprocessing: identity of what happens to a frame before the tower, as JSON values.
+        layout: identity of what of each view may be kept, as JSON values.
         tower_fingerprint: identity of the tower's config, weights and feature layer.
         prune: the method and its parameters. How many tokens it keeps does not count if ``nested``.
         nested: whether smaller budgets are slices of larger ones; if not, the budget is in the key.
@@ -103,10 +107,12 @@ def make_key(
         "budget": None if nested else tokens_per_frame,
         "dtype": dtype.value,
         "format": FORMAT_VERSION,
+        "layout": layout,
+        "medium": medium.value,
         "nested": nested,
         "preprocessing": preprocessing,
         "prune": method,
-        "sampling": dataclasses.asdict(sampling),
+        "sampling": dataclasses.asdict(sampling) if medium is Medium.VIDEO else None,
         "tower": tower_fingerprint,
     }
     text = json.dumps(_canonical(recipe, "recipe"), sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -190,10 +190,8 @@ class TokenCache:
         except TokenFormatError as error:
             logger.info("overwriting an entry that cannot be used: %s", error)
             return False
-        same = (old.method, old.fingerprint, old.grid, old.width, len(old.counts), old.has_cls) == (
-            (new.method, new.fingerprint, new.grid, new.width, len(new.counts), new.has_cls)
-        )
-        return same and old.nested and new.nested and old.min_count > new.min_count
+        same = _made_alike(old) == _made_alike(new)
+        return same and old.nested and new.nested and old.num_tokens > new.num_tokens
 
     def _guarded(self, what: str, key: CacheKey, action: Callable[[], T], *, default: T) -> T:
         """The boundary behind which the cache may fail: any error is counted, logged, and means ``default``."""
@@ -225,3 +223,9 @@ class TokenCache:
         with self._lock:
             for name, amount in amounts.items():
                 self._counts[name] = self._counts.get(name, 0) + amount
+
+
+def _made_alike(header: EntryHeader) -> tuple[object, ...]:
+    """What is equal for entries of which the smaller one is a slice of the larger."""
+    recipe = (header.method, header.fingerprint, header.grid, header.width, len(header.counts), header.has_cls)
+    return (*recipe, header.medium, header.picture_size, header.views_per_picture, header.capacities)

@@ -24,7 +24,7 @@ from fastervlm_video.eval.tokens import TimedTokens, VideoTokens
 from fastervlm_video.language import GenerationRequest
 from fastervlm_video.media import decode_video
 from fastervlm_video.pipeline import VideoQA
-from fastervlm_video.vision import VisualTokens
+from fastervlm_video.vision import VisualSequence, VisualTokens
 
 __all__ = ["ProgressCallback", "Runner"]
 
@@ -105,9 +105,18 @@ class Runner:
         self._advance(sum(len(samples) - len(rest) for rest in todo.values()))
         if not any(todo.values()):
             return
-        resize = self._qa.facts.preprocessing.resize
-        frames = decode_video(video, self._sampling, resize=resize)
-        source = VideoTokens(self._qa.encoder, frames, name, self._dataset.coverage, dtype=self._qa.cache_dtype)
+        preprocessing = self._qa.facts.preprocessing()
+        frames = decode_video(
+            video, self._sampling, resize=preprocessing.resize, tiling=preprocessing.tiling
+        )
+        source = VideoTokens(
+            self._qa.encoder,
+            frames,
+            name,
+            self._dataset.coverage,
+            dtype=self._qa.cache_dtype,
+            regions=self._qa.facts.encode_job(frames, PruneSpec()).regions,
+        )
         for arm, rest in todo.items():
             if rest:
                 timed = source.of(arm)
@@ -118,32 +127,40 @@ class Runner:
     def _answer(self, arm: Arm, tokens: VisualTokens, samples: Sequence[Sample]) -> _Answered:
         if arm.fastv_layer is not None:
             return self._answer_fastv(arm, arm.fastv_layer, tokens, samples)
-        visual = tokens.sequence()
+        sequence = self._qa.facts.arrange(tokens)
         if arm.method == BLIND:
-            visual = visual[:0]
+            sequence = VisualSequence(sequence.features[:0], (), (0,) * len(sequence.runs))
         begin = time.perf_counter()
         requests: list[GenerationRequest | InvalidInputError] = []
         for sample in samples:
             try:
-                prompt = self._qa.facts.prompt(sample.prompt, len(visual), self._params)
-                requests.append(GenerationRequest(f"{arm.name} {sample.question_id}", prompt, visual, self._params))
+                prompt = self._qa.facts.prompt(sample.prompt, sequence.runs, self._params)
+                name = f"{arm.name} {sample.question_id}"
+                requests.append(
+                    GenerationRequest(
+                        name, prompt, sequence.features, self._params, separators=sequence.separators
+                    )
+                )
             except InvalidInputError as error:  # too long, or it contains a reserved token
                 requests.append(error)
         texts = iter(answer_all(self._qa.engine, [r for r in requests if isinstance(r, GenerationRequest)]))
         answers = [next(texts) if isinstance(request, GenerationRequest) else request for request in requests]
-        return _Answered(answers, len(visual), float(len(visual)), time.perf_counter() - begin)
+        return _Answered(answers, len(sequence), float(len(sequence)), time.perf_counter() - begin)
 
     def _answer_fastv(self, arm: Arm, layer: int, tokens: VisualTokens, samples: Sequence[Sample]) -> _Answered:
         if layer not in self._fastv:
             self._fastv[layer] = FastV(self._qa.language, layer)
         fastv = self._fastv[layer]
-        visual = tokens.sequence()
+        sequence = self._qa.facts.arrange(tokens)
+        if sequence.separators:
+            raise InvalidRequestError(f"{arm.name}: FastV is not made for models with separators among visual tokens")
+        visual = sequence.features
         kept = tokens.num_frames * PruneSpec(keep_ratio=arm.keep).tokens_per_frame(tokens.patches_per_frame)
         begin = time.perf_counter()
         answers: list[str | InvalidInputError] = []
         for sample in samples:
             try:
-                prompt = self._qa.facts.prompt(sample.prompt, len(visual), self._params)
+                prompt = self._qa.facts.prompt(sample.prompt, sequence.runs, self._params)
             except InvalidInputError as error:
                 answers.append(error)
                 continue

@@ -14,7 +14,7 @@ from fastervlm_video.eval.arms import FULL, ORACLE, Arm
 from fastervlm_video.eval.datasets import Coverage
 from fastervlm_video.eval.oracle import select_by_coverage
 from fastervlm_video.media import FrameBatch
-from fastervlm_video.vision import EncodeJob, VisionEncoder, VisualTokens
+from fastervlm_video.vision import EncodeJob, Region, VisionEncoder, VisualTokens
 
 __all__ = ["TimedTokens", "VideoTokens"]
 
@@ -45,6 +45,7 @@ class VideoTokens:
         name: the video's in its data set.
         coverage: where its objects are, for the oracle.
         dtype: how tokens are stored on their way.
+        regions: what may be kept of each frame; None is all.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class VideoTokens:
         coverage: Coverage | None,
         *,
         dtype: Storage = DEFAULT_STORAGE,
+        regions: tuple[Region, ...] | None = None,
     ) -> None:
-        self._dtype = dtype
+        self._dtype, self._regions = dtype, regions
         self._encoder, self._frames, self._name, self._coverage = encoder, frames, name, coverage
         self._output, self._tower_seconds = self._timed(lambda: encoder.run_tower(frames))
 
@@ -69,7 +71,7 @@ class VideoTokens:
         """
         if arm.method == ORACLE:
             return self._oracle(arm)
-        job = EncodeJob(self._frames, arm.spec)
+        job = EncodeJob(self._frames, arm.spec, regions=self._regions)
         pruned, prune_seconds = self._timed(lambda: self._encoder.prune(job, self._output))
         tokens, store_seconds = self._timed(lambda: decode_tokens(encode_tokens(pruned, dtype=self._dtype)))
         return TimedTokens(tokens, self._tower_seconds + prune_seconds + store_seconds, prune_seconds)

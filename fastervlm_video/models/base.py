@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fastervlm_video.config import Medium
 from fastervlm_video.models.weights import Weights
+from fastervlm_video.vision.layout import ViewLayout
+from fastervlm_video.vision.preprocess import Preprocessing
 from fastervlm_video.vision.tower import VisionTower
 
 __all__ = ["LanguageHalf", "LanguageParts", "ModelAdapter"]
@@ -21,10 +24,13 @@ class LanguageParts:
     Attributes:
         language_model: a causal language model; ``forward(inputs_embeds=...)`` gives logits.
         projector: tower features [..., C] to language-model embeddings [..., H].
+        separator: floating [H], the learnt embedding that stands between rows of a picture, if the architecture has
+            one; on the language model's device.
     """
 
     language_model: PreTrainedModel
     projector: nn.Module
+    separator: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,8 +42,9 @@ class LanguageHalf:
         projector: tower features [..., C] to language-model embeddings [..., H].
         vision_width: C, what the projector takes.
         context_length: most positions, prompt and answer together.
-        fingerprint: identity of the tower whose features the projector was trained on; token sets of
-            any other tower are refused.
+        fingerprint: identity of the towers whose features the projector was trained on.
+        separator: floating [H], the learnt embedding that stands between rows of a picture, if the architecture has
+            one; on the language model's device.
     """
 
     language_model: PreTrainedModel
@@ -45,6 +52,7 @@ class LanguageHalf:
     vision_width: int
     context_length: int
     fingerprint: str
+    separator: Tensor | None = None
 
 
 class ModelAdapter(Protocol):
@@ -56,37 +64,51 @@ class ModelAdapter(Protocol):
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the square frames that the tower takes."""
+        """Side in pixels of the square views that the towers take."""
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of a frame's patch grid."""
+        """(rows, columns) of a view's patch grid."""
 
     @property
     def vision_width(self) -> int:
-        """The tower's hidden size."""
+        """The towers' hidden size."""
 
     @property
     def context_length(self) -> int:
         """The language model's positions."""
 
-    @property
-    def video_token_id(self) -> int:
-        """The token that stands for the video in a tokenized prompt."""
+    def placeholder_id(self, medium: Medium) -> int:
+        """The token that stands for a picture or a video in a tokenized prompt."""
 
-    @property
+    def frames_are_pictures(self, medium: Medium) -> bool:
+        """Whether each frame is a picture of its own in the prompt; otherwise they stand behind one placeholder."""
+
+    def preprocessing(self, config: Mapping[str, Any], medium: Medium) -> Preprocessing:
+        """What the checkpoint's preprocessor config, parsed, prescribes.
+
+        Raises:
+            CheckpointError: a step that is not supported.
+        """
+
+    def layout(self, medium: Medium, preprocessing: Preprocessing) -> ViewLayout:
+        """How views make up pictures, and tokens a prompt."""
+
+    def tower(self, medium: Medium) -> str:
+        """Which of the checkpoint's towers sees it."""
+
     def tower_identity(self) -> Mapping[str, object]:
-        """Every setting that changes the tower's output, as plain JSON values."""
+        """Every setting that changes the towers' output, as plain JSON values."""
 
-    def tower_keys(self, weights: Weights) -> Mapping[str, str]:
-        """The tensors that the truncated tower uses: name in the tower to name in the checkpoint.
+    def tower_keys(self, weights: Weights, tower: str) -> Mapping[str, str]:
+        """The tensors that a truncated tower uses: name in the tower to name in the checkpoint.
 
         Raises:
             CheckpointError: tensors are missing, unexpected or of the wrong shape.
         """
 
-    def load_tower(self, weights: Weights, device: torch.device, dtype: torch.dtype) -> VisionTower:
-        """Build the truncated tower and load its tensors, and no others.
+    def load_tower(self, weights: Weights, tower: str, device: torch.device, dtype: torch.dtype) -> VisionTower:
+        """Build a truncated tower and load its tensors, and no others.
 
         Raises:
             CheckpointError: tensors are missing, unexpected or of the wrong shape.

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -11,12 +13,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from fastervlm_video.config import Medium, ModelOptions
 from fastervlm_video.errors import CheckpointError
 from fastervlm_video.models.base import LanguageHalf, ModelAdapter
 from fastervlm_video.models.placement import AUTO, resolve_device, resolve_dtype
 from fastervlm_video.models.registry import adapter_for, require_supported
 from fastervlm_video.models.weights import Weights, read_json
 from fastervlm_video.vision.encoder import VisionEncoder
+from fastervlm_video.vision.layout import ViewLayout
 from fastervlm_video.vision.preprocess import Preprocessing
 
 __all__ = ["Checkpoint"]
@@ -38,7 +42,6 @@ class Checkpoint:
         config: the checkpoint's config; not to be changed.
         adapter: what knows the architecture.
         weights: where each tensor is.
-        preprocessing: what happens to frames before the tower.
     """
 
     def __init__(
@@ -49,17 +52,20 @@ class Checkpoint:
         config: PreTrainedConfig,
         adapter: ModelAdapter,
         weights: Weights,
-        preprocessing: Preprocessing,
+        preprocessing: Mapping[Medium, Preprocessing],
     ) -> None:
         self.name = name
         self.folder = folder
         self.config = config
         self.adapter = adapter
         self.weights = weights
-        self.preprocessing = preprocessing
+        self._preprocessing = preprocessing
+        self._fingerprints: dict[str, str] = {}
 
     @classmethod
-    def open(cls, model: str | Path, revision: str | None = None) -> "Checkpoint":
+    def open(
+        cls, model: str | Path, revision: str | None = None, *, options: ModelOptions | None = None
+    ) -> "Checkpoint":
         """Open a local folder, or download a repository of the hub (once; it is kept in the hub's cache).
 
         Code in checkpoints is never run, and only safetensors weights are read.
@@ -67,6 +73,7 @@ class Checkpoint:
         Args:
             model: a folder, or a repository id such as ``LanguageBind/Video-LLaVA-7B-hf``.
             revision: branch, tag or commit, for the hub only.
+            options: what may be chosen about its architecture.
 
         Raises:
             CheckpointError: it cannot be found, or is of a kind that is not supported.
@@ -77,14 +84,8 @@ class Checkpoint:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except _CONFIG_ERRORS as error:
             raise CheckpointError(f"{folder / 'config.json'} is not a usable config: {error}") from error
-        adapter = adapter_for(config)
-        preprocessing = _read_preprocessing(folder)
-        size = (adapter.image_size, adapter.image_size)
-        if preprocessing.output_size != size:
-            raise CheckpointError(
-                f"{folder}: the preprocessor config makes frames of {preprocessing.output_size} (height, width), "
-                f"the tower takes {size}"
-            )
+        adapter = adapter_for(config, options)
+        preprocessing = {medium: _read_preprocessing(folder, adapter, medium) for medium in Medium}
         return cls(
             name=name,
             folder=folder,
@@ -114,10 +115,25 @@ class Checkpoint:
         """Most positions of the language model, prompt and answer together."""
         return self.adapter.context_length
 
-    @property
-    def video_token_id(self) -> int:
-        """The token that stands for the video in a tokenized prompt."""
-        return self.adapter.video_token_id
+    def preprocessing(self, medium: Medium = Medium.VIDEO) -> Preprocessing:
+        """What happens to frames before the tower."""
+        return self._preprocessing[medium]
+
+    def layout(self, medium: Medium = Medium.VIDEO) -> ViewLayout:
+        """How views make up pictures, and tokens a prompt."""
+        return self.adapter.layout(medium, self._preprocessing[medium])
+
+    def placeholder(self, medium: Medium = Medium.VIDEO) -> str:
+        """The token that stands for a picture or a video in a prompt.
+
+        Raises:
+            CheckpointError: there is no tokenizer that can be loaded, or it has no such token.
+        """
+        identifier = self.adapter.placeholder_id(medium)
+        token = self.tokenizer.convert_ids_to_tokens([identifier])[0]
+        if token is None:
+            raise CheckpointError(f"{self.folder}: the tokenizer has no token {identifier}, the config's for {medium}s")
+        return str(token)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -136,41 +152,53 @@ class Checkpoint:
         assert isinstance(tokenizer, PreTrainedTokenizerBase)
         return tokenizer
 
-    @cached_property
-    def tower_fingerprint(self) -> str:
+    def tower_fingerprint(self, medium: Medium = Medium.VIDEO) -> str:
         """SHA-256 over the settings and the bytes of every tensor that features are computed from.
 
-        Equal for equal towers, whatever their tensors are called and however they are spread over files;
-        different for the same weights in another dtype. The tower is read once, but not built.
+        Equal for equal towers of one architecture, whatever their tensors are called and however they are spread
+        over files; different for the same weights in another dtype. A tower is read once, but not built.
 
         Raises:
             CheckpointError: its tensors are missing, unexpected, damaged or of the wrong shape.
         """
-        names = {key: name for name, key in self.adapter.tower_keys(self.weights).items()}
-        content = {
-            "version": _FINGERPRINT_VERSION,
-            "model_type": self.adapter.model_type,
-            "settings": dict(self.adapter.tower_identity),
-            "tensors": {names[key]: _digest(tensor) for key, tensor in self.weights.read(names)},
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        tower = self.adapter.tower(medium)
+        if tower not in self._fingerprints:
+            names = {key: name for name, key in self.adapter.tower_keys(self.weights, tower).items()}
+            content = {
+                "version": _FINGERPRINT_VERSION,
+                "model_type": self.adapter.model_type,
+                "settings": dict(self.adapter.tower_identity()),
+                "tensors": {names[key]: _digest(tensor) for key, tensor in self.weights.read(names)},
+            }
+            self._fingerprints[tower] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return self._fingerprints[tower]
 
     def load_vision(
-        self, device: str | torch.device = AUTO, dtype: str | torch.dtype = AUTO, *, compile_tower: bool = False
+        self,
+        device: str | torch.device = AUTO,
+        dtype: str | torch.dtype = AUTO,
+        *,
+        medium: Medium = Medium.VIDEO,
+        compile_tower: bool = False,
     ) -> VisionEncoder:
-        """The vision half: the tower up to the layer whose output is used; no other tensor is read.
+        """The vision half: a tower up to the layer whose output is used; no other tensor is read.
 
         Args:
             device: ``auto`` is the GPU if there is one.
             dtype: ``auto`` is float32 on a CPU and bfloat16 on a GPU.
+            medium: whose tower; the same one may serve both.
             compile_tower: compile the tower, see :class:`~fastervlm_video.vision.VisionEncoder`.
 
         Raises:
             CheckpointError: its tensors are missing, unexpected or of the wrong shape.
         """
         placed = resolve_device(device)
-        tower = self.adapter.load_tower(self.weights, placed, resolve_dtype(dtype, placed))
-        return VisionEncoder(tower, self.preprocessing, self.tower_fingerprint, compile_tower=compile_tower)
+        tower = self.adapter.load_tower(
+            self.weights, self.adapter.tower(medium), placed, resolve_dtype(dtype, placed)
+        )
+        return VisionEncoder(
+            tower, self.preprocessing(medium), self.tower_fingerprint(medium), compile_tower=compile_tower
+        )
 
     def load_language(self, device: str | torch.device = AUTO, dtype: str | torch.dtype = AUTO) -> LanguageHalf:
         """The language half: projector and language model; the tower is read for its fingerprint only.
@@ -191,7 +219,8 @@ class Checkpoint:
             projector=parts.projector,
             vision_width=self.vision_width,
             context_length=self.context_length,
-            fingerprint=self.tower_fingerprint,
+            fingerprint=self.tower_fingerprint(),
+            separator=parts.separator,
         )
 
     def __repr__(self) -> str:
@@ -216,16 +245,30 @@ def _locate(model: str | Path, revision: str | None) -> tuple[str, Path]:
     return text, Path(downloaded)
 
 
-def _read_preprocessing(folder: Path) -> Preprocessing:
-    """In the order of preference of Hugging Face's video processors: nested, for videos, for images."""
+def _read_preprocessing(folder: Path, adapter: ModelAdapter, medium: Medium) -> Preprocessing:
+    """The adapter's reading of the config for a medium, which must end in views of the tower's size."""
+    preprocessing = adapter.preprocessing(_find_preprocessing(folder, medium), medium)
+    size = (adapter.image_size, adapter.image_size)
+    if preprocessing.output_size != size:
+        raise CheckpointError(
+            f"{folder}: the preprocessor config makes frames of {preprocessing.output_size} (height, width), "
+            f"the tower takes {size}"
+        )
+    return preprocessing
+
+
+def _find_preprocessing(folder: Path, medium: Medium) -> dict[str, Any]:
+    """In the order of preference of Hugging Face's processors: nested, in a file of its own; for videos, then images."""
     nested = read_json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
-    if "video_processor" in nested:
-        return Preprocessing.from_config(nested["video_processor"])
-    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
-        if (folder / name).is_file():
-            return Preprocessing.from_config(read_json(folder / name))
-    if "image_processor" in nested:
-        return Preprocessing.from_config(nested["image_processor"])
+    of_videos, of_pictures = ("video_processor", "video_preprocessor_config.json"), (
+        "image_processor",
+        "preprocessor_config.json",
+    )
+    for name, file in (of_videos, of_pictures) if medium is Medium.VIDEO else (of_pictures, of_videos):
+        if isinstance(nested.get(name), dict):
+            return dict(nested[name])
+        if (folder / file).is_file():
+            return read_json(folder / file)
     raise CheckpointError(f"{folder} holds no preprocessor_config.json, so how to treat frames is not known")
 
 

@@ -1,26 +1,23 @@
 """Architectures by ``config.model_type``."""
 
-from collections.abc import Callable
-
 from transformers import PreTrainedConfig
 
+from fastervlm_video.config import ModelOptions
 from fastervlm_video.errors import CheckpointError
+from fastervlm_video.models.architectures import adapters
 from fastervlm_video.models.base import ModelAdapter
-from fastervlm_video.models.video_llava import VideoLlavaAdapter
 
 __all__ = ["adapter_for", "require_supported", "supported_model_types"]
 
-_ADAPTERS: dict[str, Callable[[PreTrainedConfig], ModelAdapter]] = {VideoLlavaAdapter.model_type: VideoLlavaAdapter}
 
-
-def adapter_for(config: PreTrainedConfig) -> ModelAdapter:
+def adapter_for(config: PreTrainedConfig, options: ModelOptions | None = None) -> ModelAdapter:
     """The adapter of a config's architecture.
 
     Raises:
         CheckpointError: the architecture, or this variant of it, is not supported.
     """
     require_supported(config.model_type)
-    return _ADAPTERS[config.model_type](config)
+    return adapters()[config.model_type](config, options)
 
 
 def require_supported(model_type: object) -> None:
@@ -40,4 +37,4 @@ def require_supported(model_type: object) -> None:
 
 def supported_model_types() -> tuple[str, ...]:
     """All ``model_type`` values there is an adapter for, sorted."""
-    return tuple(sorted(_ADAPTERS))
+    return tuple(adapters())

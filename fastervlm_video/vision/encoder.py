@@ -9,11 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastervlm_video.config import PruneSpec
+from fastervlm_video.config import Medium, PruneSpec
 from fastervlm_video.errors import CheckpointError, InvalidRequestError
 from fastervlm_video.media.frames import FrameBatch
 from fastervlm_video.prune import get_method
 from fastervlm_video.vision.compiled import CompiledOrEager
+from fastervlm_video.vision.layout import Region, is_whole
 from fastervlm_video.vision.passes import Span, frames_per_pass, plan_passes
 from fastervlm_video.vision.preprocess import Preprocessing
 from fastervlm_video.vision.pruning import KeptTokens, SpanPruning, VideoPruning
@@ -28,15 +29,19 @@ _COMPILED_FOR = (2, 1)  # frames: torch.compile makes one version for 1, and one
 
 @dataclass(frozen=True, slots=True)
 class EncodeJob:
-    """One video to encode.
+    """One video or picture to encode.
 
     Attributes:
-        frames: its frames, already resized as the checkpoint's preprocessing prescribes.
+        frames: its frames, or views, already resized as the checkpoint's preprocessing prescribes.
         spec: which of its tokens to keep.
+        medium: what it is.
+        regions: what may be kept of each frame; None is all.
     """
 
     frames: FrameBatch
     spec: PruneSpec
+    medium: Medium = Medium.VIDEO
+    regions: tuple[Region, ...] | None = None
 
 
 class VisionEncoder:
@@ -106,8 +111,11 @@ class VisionEncoder:
         Jobs of different callers share one call, so a caller's mistake should be found before they do.
 
         Raises:
-            InvalidRequestError: frames of another size, an unknown method, or more tokens than there are.
+            InvalidRequestError: frames of another size, regions of other frames, an unknown method, or more
+                tokens than there are.
         """
+        if job.regions is not None and len(job.regions) != job.frames.num_frames:
+            raise InvalidRequestError(f"{job.frames.num_frames} frames came with {len(job.regions)} regions")
         height_width = job.frames.frames_thwc_u8.shape[1:3]
         if height_width != self.frame_size:
             raise InvalidRequestError(
@@ -192,7 +200,7 @@ class VisionEncoder:
         return self._tokens(job, kept)
 
     def _pruning(self, job: EncodeJob) -> VideoPruning:
-        return VideoPruning(job.spec, self.grid, job.frames.pts_seconds, self.device)
+        return VideoPruning(job.spec, self.grid, job.frames.pts_seconds, self.device, job.regions)
 
     def _run_pass(self, jobs: Sequence[EncodeJob], videos: Sequence[VideoPruning], spans: Sequence[Span]) -> None:
         """Score the frames of all spans, then finish what each video still needs of them."""
@@ -229,18 +237,23 @@ class VisionEncoder:
             torch.cuda.current_stream(self.device).synchronize()
 
     def _tokens(self, job: EncodeJob, kept: KeptTokens) -> VisualTokens:
-        method = get_method(job.spec.method)
+        method, frames = get_method(job.spec.method), job.frames
+        limited = job.regions is not None and not is_whole(job.regions, self.grid)
         return VisualTokens(
             features=self._finite(kept.features),
             indices=kept.selection.indices.to(torch.int32),
             scores=kept.selection.scores.to(torch.float32),
             counts=kept.selection.counts,
             grid=self.grid,
-            pts_seconds=job.frames.pts_seconds,
+            pts_seconds=frames.pts_seconds,
             method=method.name,
             nested=method.nested,
             fingerprint=self.fingerprint,
             cls_features=None if kept.cls_features is None else self._finite(kept.cls_features),
+            medium=job.medium,
+            picture_size=(frames.info.height, frames.info.width) if frames.views_per_frame > 1 else None,
+            views_per_picture=frames.views_per_frame,
+            capacities=tuple(region.size for region in job.regions) if limited and job.regions is not None else None,
         )
 
     def _finite(self, features: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A checkpoint's own image preprocessing, split in two: resizing on uint8, and normalising on the device.
+"""A checkpoint's own image preprocessing, split in two: resizing (and cutting into views) on uint8, and normalising on the device.
 
 Frames travel as uint8; the floats that the tower wants are made where the tower is. There are only 256
 byte values, so each is rescaled and normalised once per channel, in the order and precision of Hugging
@@ -13,20 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastervlm_video.config import FrameResize
+from fastervlm_video.config import FrameResize, Tiling
 from fastervlm_video.errors import CheckpointError, InvalidRequestError
 
 __all__ = ["Preprocessing"]
 
 _BYTE_VALUES = 256
 _CHANNELS = 3
-# Class names without the suffix that tells the backend; all of them are CLIP's steps with CLIP's defaults.
-_KNOWN_PROCESSORS = {
-    "CLIPFeatureExtractor",
-    "CLIPImageProcessor",
-    "VideoLlavaImageProcessor",
-    "VideoLlavaVideoProcessor",
-}
 # Decoding gives RGB, and which frames to take is the caller's choice, so these two have nothing to do here.
 _STEPS_DONE_ELSEWHERE = {"do_convert_rgb", "do_sample_frames"}
 _STEPS_DONE_HERE = {"do_resize", "do_center_crop", "do_rescale", "do_normalize"}
@@ -47,16 +40,18 @@ class Preprocessing:
         rescale_factor: each byte is multiplied by it; None if the checkpoint does not rescale.
         mean: per channel, subtracted after rescaling; None if the checkpoint does not normalise.
         std: per channel, divided by; None if the checkpoint does not normalise.
+        tiling: how further views are cut out of a picture, whose ``resize`` makes the first; None if one is all.
     """
 
     resize: FrameResize
     rescale_factor: float | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    tiling: Tiling | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Preprocessing":
-        """Read a ``preprocessor_config.json`` or ``video_preprocessor_config.json``, already parsed.
+        """Read CLIP's steps from a ``preprocessor_config.json`` or ``video_preprocessor_config.json``, already parsed.
 
         Raises:
             CheckpointError: it prescribes a step that is not supported, or makes no sense.
@@ -119,12 +114,6 @@ class Preprocessing:
 
 
 def _check_supported(config: Mapping[str, Any]) -> None:
-    kind = (
-        config.get("video_processor_type") or config.get("image_processor_type") or config.get("feature_extractor_type")
-    )
-    base = str(kind).removesuffix("Fast").removesuffix("Pil")
-    if kind is not None and base not in _KNOWN_PROCESSORS:
-        raise CheckpointError(f"unsupported image processor {kind!r}: supported are {sorted(_KNOWN_PROCESSORS)}")
     known = _STEPS_DONE_HERE | _STEPS_DONE_ELSEWHERE
     unknown = sorted(key for key, value in config.items() if key.startswith("do_") and value and key not in known)
     if unknown:

@@ -7,9 +7,12 @@ A method is asked as early as it can answer::
       framewise or has all frames there        then done for the chosen rows alone
     framewise                               ─▶ in each pass, of whose features only the chosen ones are held
     any other                               ─▶ after the last pass; until then all that it needs is held
+
+Where frames are views of which only a region may be kept, the method is asked about frames whose regions are of one
+shape together, as if the regions were all there is (:mod:`fastervlm_video.vision.regions`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +20,9 @@ from torch import Tensor
 
 from fastervlm_video.config import PruneSpec
 from fastervlm_video.prune import Need, PruneInputs, Selection, get_method
+from fastervlm_video.vision.layout import Region, is_whole
 from fastervlm_video.vision.passes import Span
+from fastervlm_video.vision.regions import select_in_regions
 from fastervlm_video.vision.tower import TowerOutput
 
 __all__ = ["KeptTokens", "SpanPruning", "VideoPruning"]
@@ -71,15 +76,22 @@ class VideoPruning:
         grid: (rows, columns) of a frame's patch grid.
         pts_seconds: T presentation times.
         device: of the tower.
+        regions: what may be kept of each of the T frames; None is all.
 
     Raises:
         InvalidRequestError: the method is unknown, or the budget does not fit the grid.
     """
 
     def __init__(
-        self, spec: PruneSpec, grid: tuple[int, int], pts_seconds: tuple[float, ...], device: torch.device
+        self,
+        spec: PruneSpec,
+        grid: tuple[int, int],
+        pts_seconds: tuple[float, ...],
+        device: torch.device,
+        regions: Sequence[Region] | None = None,
     ) -> None:
         self._spec, self._grid, self._pts_seconds, self._device = spec, grid, pts_seconds, device
+        self._regions = None if regions is None or is_whole(regions, grid) else tuple(regions)
         self._method = get_method(spec.method)
         self._patches = grid[0] * grid[1]
         self._budget = spec.tokens_per_frame(self._patches)
@@ -90,7 +102,9 @@ class VideoPruning:
     @property
     def rows_per_frame(self) -> int:
         """Rows of the needed layer's output that are computed, as far as can be told beforehand."""
-        early = self._method.needs <= {Need.CLS_ATTENTION} and self._budget < self._patches
+        early = (
+            self._method.needs <= {Need.CLS_ATTENTION} and self._budget < self._patches and self._regions is None
+        )
         return self._budget + self._spec.keep_cls if early else 1 + self._patches
 
     def choose(self, start: int, stop: int, cls_attention: Tensor) -> Selection | None:
@@ -143,18 +157,19 @@ class VideoPruning:
     def _select(self, start: int, stop: int, tensors: Mapping[Need, Tensor]) -> Selection:
         """Ask the method, which sees what it declared that it needs, without [CLS]."""
         given = {need: tensors[need] for need in self._method.needs}
-        return self._method.select(
-            PruneInputs(
-                tokens_per_frame=self._budget,
-                grid=self._grid,
-                pts_seconds=self._pts_seconds[start:stop],
-                device=self._device,
-                seed=self._spec.seed,
-                cls_attention=given.get(Need.CLS_ATTENTION),
-                features=given[Need.FEATURES][:, 1:] if Need.FEATURES in given else None,
-                keys=given[Need.KEYS][:, :, 1:] if Need.KEYS in given else None,
-            )
+        inputs = PruneInputs(
+            tokens_per_frame=self._budget,
+            grid=self._grid,
+            pts_seconds=self._pts_seconds[start:stop],
+            device=self._device,
+            seed=self._spec.seed,
+            cls_attention=given.get(Need.CLS_ATTENTION),
+            features=given[Need.FEATURES][:, 1:] if Need.FEATURES in given else None,
+            keys=given[Need.KEYS][:, :, 1:] if Need.KEYS in given else None,
         )
+        if self._regions is None:
+            return self._method.select(inputs)
+        return select_in_regions(self._method.select, inputs, self._regions[start:stop])
 
     def _take(self, selection: Selection, features: Tensor) -> KeptTokens:
         """The chosen rows, and [CLS], of features [T, 1+N, C]; copies, so that the rest may go."""

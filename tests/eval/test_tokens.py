@@ -27,7 +27,7 @@ FRAMES = FrameSampling(3)
 def test_tokens_are_those_of_the_pipeline(qa: VideoQA, dataset: Dataset, method: str, keep: float) -> None:
     arm = Arm(method, keep, seed=3)
     video = dataset.samples[0].video
-    frames = decode_video(video, FRAMES, resize=qa.facts.preprocessing.resize)
+    frames = decode_video(video, FRAMES, resize=qa.facts.preprocessing().resize)
     timed = VideoTokens(qa.encoder, frames, "x", None).of(arm)
     expected = qa.encode_video(video, prune=arm.spec, sampling=FRAMES).tokens
     assert timed.tokens.features.dtype == expected.features.dtype == torch.float16

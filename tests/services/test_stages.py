@@ -132,7 +132,7 @@ def _orders(
 
 
 async def _decode(decoder: Decoder, facts: ModelFacts, digest: str) -> DecodedVideo:
-    return await decoder.decode(DecodeOrder(digest, SAMPLING, facts.preprocessing.resize))
+    return await decoder.decode(DecodeOrder(digest, SAMPLING, facts.preprocessing().resize))
 
 
 async def _events(stream: AsyncIterator[StageEvent]) -> list[StageEvent]:

@@ -2,12 +2,15 @@
 
 from fastervlm_video.models.architectures import adapters
 from fastervlm_video.models.base import LanguageHalf, LanguageParts, ModelAdapter
+from fastervlm_video.models.blueprint import Blueprint
 from fastervlm_video.models.checkpoint import Checkpoint
+from fastervlm_video.models.locate import locate
 from fastervlm_video.models.placement import resolve_device, resolve_dtype
 from fastervlm_video.models.registry import adapter_for, supported_model_types
 from fastervlm_video.models.weights import Weights
 
 __all__ = [
+    "Blueprint",
     "Checkpoint",
     "LanguageHalf",
     "LanguageParts",
@@ -15,6 +18,7 @@ __all__ = [
     "Weights",
     "adapter_for",
     "adapters",
+    "locate",
     "resolve_device",
     "resolve_dtype",
     "supported_model_types",

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fastervlm_video.errors import CheckpointError
 from fastervlm_video.models.weights import Weights
 from fastervlm_video.vision.tower import VisionTower
 
@@ -21,10 +22,13 @@ class LanguageParts:
     Attributes:
         language_model: a causal language model; ``forward(inputs_embeds=...)`` gives logits.
         projector: tower features [..., C] to language-model embeddings [..., H].
+        separator: [H], the embedding of the learnt token that stands among visual ones (LLaVA-NeXT's
+            ``image_newline``), on the language model's device; None if there is none.
     """
 
     language_model: PreTrainedModel
     projector: nn.Module
+    separator: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +42,11 @@ class LanguageHalf:
         context_length: most positions, prompt and answer together.
         fingerprint: identity of the tower whose features the projector was trained on; token sets of
             any other tower are refused.
+        separator: [H], the embedding of the learnt token that stands among visual ones (LLaVA-NeXT's
+            ``image_newline``), on the language model's device; None if there is none.
+
+    Raises:
+        CheckpointError: the separator is not as wide as the language model's embeddings.
     """
 
     language_model: PreTrainedModel
@@ -45,6 +54,16 @@ class LanguageHalf:
     vision_width: int
     context_length: int
     fingerprint: str
+    separator: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.separator is None:
+            return
+        embedding = self.language_model.get_input_embeddings().weight
+        assert isinstance(embedding, Tensor)
+        width = embedding.shape[-1]
+        if self.separator.shape != (width,):
+            raise CheckpointError(f"the separator must be [{width}], got {list(self.separator.shape)}")
 
 
 class ModelAdapter(Protocol):

@@ -192,6 +192,7 @@ class Checkpoint:
             vision_width=self.vision_width,
             context_length=self.context_length,
             fingerprint=self.tower_fingerprint,
+            separator=parts.separator,
         )
 
     def __repr__(self) -> str:

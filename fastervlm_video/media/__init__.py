@@ -1,4 +1,4 @@
-"""From encoded video to a few uint8 frames with their timestamps."""
+"""From an encoded video or picture to a few uint8 frames, or views, with their timestamps."""
 
 from fastervlm_video.media.decode import Progress, decode_video
 from fastervlm_video.media.encode import write_video
@@ -6,6 +6,7 @@ from fastervlm_video.media.frames import FrameBatch, VideoInfo
 from fastervlm_video.media.resize import apply_resize
 from fastervlm_video.media.sampling import instants
 from fastervlm_video.media.sandbox import SandboxedDecoder
+from fastervlm_video.media.tiling import split_views, views_per_picture
 
 __all__ = [
     "FrameBatch",
@@ -15,5 +16,7 @@ __all__ = [
     "apply_resize",
     "decode_video",
     "instants",
+    "split_views",
+    "views_per_picture",
     "write_video",
 ]

@@ -3,6 +3,7 @@
 from fastervlm_video.media.decode import Progress, decode_video
 from fastervlm_video.media.encode import write_video
 from fastervlm_video.media.frames import FrameBatch, VideoInfo
+from fastervlm_video.media.pictures import decode_picture, sniff_medium
 from fastervlm_video.media.resize import apply_resize
 from fastervlm_video.media.sampling import instants
 from fastervlm_video.media.sandbox import SandboxedDecoder
@@ -14,8 +15,10 @@ __all__ = [
     "SandboxedDecoder",
     "VideoInfo",
     "apply_resize",
+    "decode_picture",
     "decode_video",
     "instants",
+    "sniff_medium",
     "split_views",
     "views_per_picture",
     "write_video",

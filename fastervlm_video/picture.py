@@ -28,6 +28,40 @@ _FAINT = (150, 156, 170)
 _OUTLINE = (255, 196, 61)
 
 
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """Where frames are drawn: ``together`` of them begin a new row, ``columns`` stand in one."""
+
+    frames: int
+    together: int
+    columns: int
+
+    @classmethod
+    def of(cls, tokens: VisualTokens) -> Self:
+        """Views of one picture together, else as many frames as fit into a row."""
+        views, frames = tokens.views_per_picture, tokens.num_frames
+        if views == 1:
+            return cls(frames, frames, min(_MAX_COLUMNS, frames))
+        return cls(frames, views, min(_MAX_VIEW_COLUMNS, views))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels of the whole."""
+        rows = self.frames // self.together * self._rows
+        height = _HEADER_PX + rows * (_CELL_PX + _CAPTION_PX + _GAP_PX) + _GAP_PX
+        return self.columns * (_CELL_PX + _GAP_PX) + _GAP_PX, height
+
+    def place(self, index: int) -> tuple[int, int]:
+        """(left, top) in pixels of a frame."""
+        picture, view = divmod(index, self.together)
+        row, column = picture * self._rows + view // self.columns, view % self.columns
+        return _GAP_PX + column * (_CELL_PX + _GAP_PX), _HEADER_PX + row * (_CELL_PX + _CAPTION_PX + _GAP_PX)
+
+    @property
+    def _rows(self) -> int:
+        return -(-self.together // self.columns)
+
+
 def _kept_mask(indices: Sequence[int], grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
     mask = np.zeros(grid[0] * grid[1], bool)
     mask[list(indices)] = True
@@ -94,40 +128,6 @@ def draw_kept_patches(frames: FrameBatch, tokens: VisualTokens, *, title: str = 
         caption = f"{_shown(frames, tokens, index)}{count} of {most} patches"
         draw.text((left, top + _CELL_PX + 5), caption, fill=_FAINT, font=small)
     return canvas
-
-
-@dataclass(frozen=True, slots=True)
-class _Grid:
-    """Where frames are drawn: ``together`` of them begin a new row, ``columns`` stand in one."""
-
-    frames: int
-    together: int
-    columns: int
-
-    @classmethod
-    def of(cls, tokens: VisualTokens) -> Self:
-        """Views of one picture together, else as many frames as fit into a row."""
-        views, frames = tokens.views_per_picture, tokens.num_frames
-        if views == 1:
-            return cls(frames, frames, min(_MAX_COLUMNS, frames))
-        return cls(frames, views, min(_MAX_VIEW_COLUMNS, views))
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels of the whole."""
-        rows = self.frames // self.together * self._rows
-        height = _HEADER_PX + rows * (_CELL_PX + _CAPTION_PX + _GAP_PX) + _GAP_PX
-        return self.columns * (_CELL_PX + _GAP_PX) + _GAP_PX, height
-
-    def place(self, index: int) -> tuple[int, int]:
-        """(left, top) in pixels of a frame."""
-        picture, view = divmod(index, self.together)
-        row, column = picture * self._rows + view // self.columns, view % self.columns
-        return _GAP_PX + column * (_CELL_PX + _GAP_PX), _HEADER_PX + row * (_CELL_PX + _CAPTION_PX + _GAP_PX)
-
-    @property
-    def _rows(self) -> int:
-        return -(-self.together // self.columns)
 
 
 def _shown(frames: FrameBatch, tokens: VisualTokens, index: int) -> str:

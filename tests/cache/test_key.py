@@ -8,15 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastervlm_video.cache import CacheKey, Storage, make_key, video_key
-from fastervlm_video.config import FrameSampling, PruneSpec
+from fastervlm_video.config import FrameSampling, Medium, PruneSpec
 from fastervlm_video.errors import InvalidRequestError
 
 DIGEST = hashlib.sha256(b"a video").hexdigest()
 
 BASE: dict[str, Any] = {
     "content_digest": DIGEST,
+    "medium": Medium.VIDEO,
     "sampling": FrameSampling(8),
     "preprocessing": {"size": [224, 224], "mean": [0.5, 0.25], "resample": 3},
+    "layout": {"unpad": True},
     "tower_fingerprint": "tower-1@-2",
     "prune": PruneSpec(keep_ratio=0.1),
     "nested": True,
@@ -40,7 +42,9 @@ def test_golden_value() -> None:
     recipe = {
         "budget": None,
         "dtype": "float16",
-        "format": 1,
+        "format": 2,
+        "layout": {"unpad": True},
+        "medium": "video",
         "nested": True,
         "preprocessing": {"mean": [0.5, 0.25], "resample": 3, "size": [224, 224]},
         "prune": {"keep_cls": False, "method": "cls_attention"},
@@ -64,6 +68,9 @@ def test_golden_value() -> None:
         {"preprocessing": {"size": [224, 224], "mean": [0.25, 0.5], "resample": 3}},
         {"preprocessing": {}},
         {"tower_fingerprint": "tower-1@-1"},
+        {"layout": {"unpad": False}},
+        {"layout": {}},
+        {"medium": Medium.IMAGE},
         {"prune": PruneSpec(method="other")},
         {"prune": PruneSpec(keep_cls=True)},
         {"nested": False},

@@ -103,8 +103,13 @@ class FastV:
             max_tokens: most tokens to generate.
 
         Raises:
-            InvalidRequestError: there are not that many visual tokens.
+            InvalidRequestError: there are not that many visual tokens, or there is text between them.
         """
+        if prompt.inserts:
+            raise InvalidRequestError(
+                f"FastV needs visual tokens in one run, but this prompt has text at {len(prompt.inserts)} places among "
+                "them; use a method that prunes before the language model"
+            )
         if not 1 <= keep <= prompt.num_visual:
             raise InvalidRequestError(f"cannot keep {keep} of {prompt.num_visual} visual tokens")
         cache = DynamicCache(config=self._model.config)

@@ -17,17 +17,18 @@ from fastervlm_video.language.engine import (
     check_request,
 )
 from fastervlm_video.language.paged_engine import PagedEngine
-from fastervlm_video.language.prompt import (
+from fastervlm_video.language.prompt import Prompt, check_context
+from fastervlm_video.language.prompt_builder import (
+    IMAGE_TOKEN,
     VICUNA_CHAT_TEMPLATE,
     VIDEO_TOKEN,
     Message,
-    Prompt,
     PromptBuilder,
-    check_context,
 )
 from fastervlm_video.language.sampling import sample_tokens
 
 __all__ = [
+    "IMAGE_TOKEN",
     "VICUNA_CHAT_TEMPLATE",
     "VIDEO_TOKEN",
     "CancelHandle",

@@ -106,7 +106,7 @@ class PagesPromised:
     def split(self, prompt: Prompt, max_tokens: int, *, shares: bool) -> tuple[int, int]:
         """(pages that may be shared with other questions about the video, pages of its own)."""
         total = ceil((len(prompt) + max_tokens) / PAGE_TOKENS)
-        known = min(len(prompt.ids_before) + prompt.num_visual, len(prompt) - 1)  # of a prompt, one token is always new
+        known = min(prompt.prefix_length, len(prompt) - 1)  # of a prompt, one token is always new
         shared = known // PAGE_TOKENS if shares else 0
         return shared, total - shared
 

@@ -11,6 +11,7 @@ has the ways to wait for an answer that callers want.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -46,13 +47,16 @@ class GenerationRequest:
         request_id: for logs; not interpreted.
         prompt: ids around the visual tokens.
         visual: floating [n, C] tower features of the kept tokens, in the order the model shall see them;
-            n is the prompt's ``num_visual``. Projecting them is the engine's business.
+            n is the prompt's ``num_visual``, less the separators. Projecting them is the engine's business.
         sampling: how the answer is decoded.
         cache_identity: equal strings promise equal ``visual`` tensors, for engines that reuse prefixes;
             None promises nothing.
+        separators: at which of the prompt's ``num_visual`` visual tokens the model's learnt separator stands
+            instead of a feature (LLaVA-NeXT's end of a row of patches); ascending, from 0.
 
     Raises:
-        InvalidRequestError: shape or dtype is wrong, or a value is not finite.
+        InvalidRequestError: shape or dtype is wrong, a value is not finite, or the separators are not ascending or
+            not among the visual tokens.
     """
 
     request_id: str
@@ -60,13 +64,18 @@ class GenerationRequest:
     visual: Tensor
     sampling: SamplingParams
     cache_identity: str | None = None
+    separators: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        visual, expected = self.visual, self.prompt.num_visual
-        if visual.ndim != 2 or not visual.is_floating_point() or len(visual) != expected:
+        visual, expected = self.visual, self.prompt.num_visual - len(self.separators)
+        bounds = (-1, *self.separators, self.prompt.num_visual)
+        if not all(isinstance(at, int) for at in bounds) or any(left >= right for left, right in pairwise(bounds)):
             raise InvalidRequestError(
-                f"visual tokens must be floating [{expected}, C], got {visual.dtype} {list(visual.shape)}"
+                f"separators must be ascending positions in [0, {self.prompt.num_visual}), got {self.separators}"
             )
+        if visual.ndim != 2 or not visual.is_floating_point() or len(visual) != expected:
+            got = f"{visual.dtype} {list(visual.shape)}"
+            raise InvalidRequestError(f"visual tokens must be floating [{expected}, C]{self._beside()}, got {got}")
         if not bool(torch.isfinite(visual).all()):
             bad = int((~torch.isfinite(visual)).sum())
             raise InvalidRequestError(f"{bad} of {visual.numel()} visual features are not finite")
@@ -74,11 +83,21 @@ class GenerationRequest:
     def __repr__(self) -> str:
         return (
             f"GenerationRequest({self.request_id!r}, {self.prompt!r}, visual {list(self.visual.shape)} "
-            f"{self.visual.dtype}, {self.sampling})"
+            f"{self.visual.dtype}{self._beside()}, {self.sampling})"
         )
 
+    def _beside(self) -> str:
+        return f" beside {len(self.separators)} separators" if self.separators else ""
 
-def check_request(request: GenerationRequest, *, vision_width: int, vocabulary_size: int, context_length: int) -> None:
+
+def check_request(
+    request: GenerationRequest,
+    *,
+    vision_width: int,
+    vocabulary_size: int,
+    context_length: int,
+    has_separator: bool = False,
+) -> None:
     """What only an engine's model can tell of a request; engines call it before taking one.
 
     A wrong width or an unknown id would otherwise fail inside the model, on some devices beyond repair.
@@ -88,9 +107,11 @@ def check_request(request: GenerationRequest, *, vision_width: int, vocabulary_s
         vision_width: C of the model's projector.
         vocabulary_size: rows of the model's input embedding.
         context_length: most positions the model has.
+        has_separator: whether it has learnt one.
 
     Raises:
-        InvalidRequestError: the features have another width, or a prompt id is not in the vocabulary.
+        InvalidRequestError: the features have another width, a prompt id is not in the vocabulary, or there are
+            separators and the model has none.
         ContextLengthError: prompt, video and answer may exceed the context.
     """
     width = request.visual.shape[1]
@@ -99,7 +120,12 @@ def check_request(request: GenerationRequest, *, vision_width: int, vocabulary_s
             f"visual features are {width} wide, but this model's projector takes {vision_width}; "
             "were they made by another checkpoint?"
         )
-    ids = request.prompt.ids_before + request.prompt.ids_after
+    if request.separators and not has_separator:
+        raise InvalidRequestError(
+            f"{len(request.separators)} of {request.prompt.num_visual} visual tokens are separators, but this model "
+            "has none; was the prompt made for another checkpoint?"
+        )
+    ids = request.prompt.text_ids
     if not ids or not 0 <= min(ids) <= max(ids) < vocabulary_size:
         got = f"{len(ids)} in [{min(ids)}, {max(ids)}]" if ids else "none"
         raise InvalidRequestError(f"prompt ids must be in [0, {vocabulary_size}) and at least one, got {got}")

@@ -20,6 +20,7 @@ from fastervlm_video.language.engine import (
     TextDelta,
     Usage,
 )
+from fastervlm_video.language.sharing import PrefixKey, VisualKey
 from fastervlm_video.language.stop import StopMatcher
 
 __all__ = ["Job"]
@@ -36,6 +37,12 @@ class Job:
         tokenizer: for the answer's text.
         end_ids: ids that end an answer.
         on_cancel: told when the submitter cancels, from the submitter's thread.
+
+    Attributes:
+        request: what was submitted.
+        visual_key: equal for requests whose embedded visual tokens are equal; None for nobody's.
+        prefix_key: equal for requests whose prompts are equal up to the last visual token; None for nobody's.
+        cached_tokens: of its prompt, how many were computed before; the engine says so.
     """
 
     def __init__(
@@ -47,7 +54,9 @@ class Job:
         on_cancel: Callable[["Job"], None],
     ) -> None:
         self.request = request
-        self.cached_tokens = 0  # of its prompt, how many were computed before; the engine says so
+        self.visual_key = VisualKey.of(request)
+        self.prefix_key = PrefixKey.of(self.visual_key, request.prompt) if self.visual_key is not None else None
+        self.cached_tokens = 0
         self._on_event = on_event
         self._end_ids = end_ids
         self._on_cancel = on_cancel

@@ -125,6 +125,7 @@ class PagedEngine:
             vision_width=self._half.vision_width,
             vocabulary_size=self._vocabulary_size,
             context_length=self._half.context_length,
+            has_separator=self._half.separator is not None,
         )
         needed = len(request.prompt) + request.sampling.max_tokens
         if needed > self._cache_tokens:
@@ -134,7 +135,7 @@ class PagedEngine:
             )
         if request.prompt.num_visual > self._visual_rows:
             raise ContextLengthError(
-                f"the video has {request.prompt.num_visual} visual tokens, but the engine keeps {self._visual_rows}; "
+                f"the prompt has {request.prompt.num_visual} visual tokens, but the engine keeps {self._visual_rows}; "
                 "lower keep_ratio or num_frames"
             )
 

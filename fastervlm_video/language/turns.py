@@ -8,7 +8,8 @@ An idle engine gives those who come at the same time a moment to join, as comput
 than one after the other.
 
 A video enters as ids of rows in a table, so that questions about one video share the pages of its keys and
-values. While a video is computed for the first time, other questions about it wait for that.
+values, as far as the text before and between its tokens is the same. While a video is computed for the first time,
+other questions about it wait for that.
 """
 
 import itertools
@@ -24,7 +25,6 @@ from fastervlm_video.errors import UnavailableError
 from fastervlm_video.language.admission import PAGE_TOKENS, PagesPromised
 from fastervlm_video.language.continuous import ContinuousBatcher
 from fastervlm_video.language.embedding import project
-from fastervlm_video.language.engine import GenerationRequest
 from fastervlm_video.language.job import Job
 from fastervlm_video.language.row_sampler import RowSampler, choose_tokens
 from fastervlm_video.language.visual_table import IdsExhausted, VisualRun, VisualTable
@@ -143,9 +143,9 @@ class Turns:
 
     def _take(self, job: Job) -> bool:
         """Begin a request; False if nobody behind it may begin either."""
-        prompt, key = job.request.prompt, _key(job.request)
-        shared, own = self._promised.split(prompt, job.request.sampling.max_tokens, shares=key is not None)
-        sharer = (key, prompt.ids_before) if shared else job
+        request, key = job.request, job.prefix_key
+        shared, own = self._promised.split(request.prompt, request.sampling.max_tokens, shares=key is not None)
+        sharer = key if shared else job
         if sharer in self._computing:
             return True  # it waits for the video; others need not
         if not self._promised.fits(sharer, shared, own):
@@ -164,14 +164,14 @@ class Turns:
         """Its visual tokens in the table; None if that has failed, which ended it, or there is no room yet."""
         request = job.request
         try:
-            rows = partial(project, self._half, request.visual)
-            return self._table.acquire(_key(request), request.prompt.num_visual, rows)
+            rows = partial(project, self._half, request.visual, request.separators)
+            return self._table.acquire(job.visual_key, request.prompt.num_visual, rows)
         except IdsExhausted:
             self._renumbering = True
         except Exception as error:
             self._waiting.remove(job)
-            logger.error("request %s: its video could not be embedded", request.request_id, exc_info=error)
-            job.fail(UnavailableError(f"the video could not be embedded ({error!r}); send the request again"))
+            logger.error("request %s: its visual tokens could not be embedded", request.request_id, exc_info=error)
+            job.fail(UnavailableError(f"the visual tokens could not be embedded ({error!r}); send the request again"))
             if isinstance(error, torch.AcceleratorError):
                 raise  # the device is beyond repair
         return None
@@ -181,7 +181,7 @@ class Turns:
         self._residents[name] = resident
         resident.job.begin()
         prompt = resident.job.request.prompt
-        ids = (*prompt.ids_before, *resident.run.ids, *prompt.ids_after)
+        ids = prompt.token_ids(resident.run.ids)
         assert self.batcher is not None
         if shared * PAGE_TOKENS > self.batcher.shared_tokens(ids):
             self._computing[resident.sharer] = name
@@ -203,10 +203,3 @@ class Turns:
         self.batcher.forget_prefixes()
         self._table.renumber()
         self._renumbering = False
-
-
-def _key(request: GenerationRequest) -> tuple[str, int] | None:
-    """What is equal for requests about the same visual tokens."""
-    if request.cache_identity is None or not request.prompt.num_visual:
-        return None
-    return request.cache_identity, request.prompt.num_visual

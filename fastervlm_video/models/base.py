@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fastervlm_video.config import Medium
+from fastervlm_video.errors import CheckpointError
 from fastervlm_video.models.weights import Weights
 from fastervlm_video.vision.layout import ViewLayout
 from fastervlm_video.vision.preprocess import Preprocessing
@@ -45,6 +46,9 @@ class LanguageHalf:
         fingerprint: identity of the towers whose features the projector was trained on.
         separator: floating [H], the learnt embedding that stands between rows of a picture, if the architecture has
             one; on the language model's device.
+
+    Raises:
+        CheckpointError: the separator is not as wide as the language model's embeddings.
     """
 
     language_model: PreTrainedModel
@@ -53,6 +57,15 @@ class LanguageHalf:
     context_length: int
     fingerprint: str
     separator: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.separator is None:
+            return
+        embedding = self.language_model.get_input_embeddings().weight
+        assert isinstance(embedding, Tensor)
+        width = embedding.shape[-1]
+        if self.separator.shape != (width,):
+            raise CheckpointError(f"the separator must be [{width}], got {list(self.separator.shape)}")
 
 
 class ModelAdapter(Protocol):

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fastervlm_video.errors import CheckpointError, ContextLengthError, InvalidRequestError
 from fastervlm_video.language import Message, Prompt, PromptBuilder, check_context
-from fastervlm_video.language.prompt import Role
+from fastervlm_video.language.prompt_builder import Role
 from fastervlm_video.mini.vocabulary import CHAT_TEMPLATE, build_tokenizer
 from tests.language.toys import byte_level_tokenizer, sentencepiece_tokenizer
 

@@ -1,4 +1,4 @@
-"""Where a video's bytes come from: a path, bytes or an open file, all turned into one random-access reader.
+"""Where the bytes of a video or picture come from: a path, bytes or an open file, turned into one random-access reader.
 
 libav is only ever given such a reader, never a name: it cannot open anything, and it cannot judge a
 file by its extension.
@@ -156,9 +156,9 @@ def check_size(size: int, limits: MediaLimits) -> None:
         MediaLimitError: more than ``limits.max_bytes``.
     """
     if size == 0:
-        raise UnsupportedMediaError("the video is empty (0 bytes)")
+        raise UnsupportedMediaError("the file is empty (0 bytes)")
     if size > limits.max_bytes:
-        raise MediaLimitError(f"the video has {size} bytes, more than the {limits.max_bytes} allowed")
+        raise MediaLimitError(f"the file has {size} bytes, more than the {limits.max_bytes} allowed")
 
 
 def _checked(file: ByteReader, size: int, limits: MediaLimits) -> MediaSource:
@@ -170,10 +170,12 @@ def _sized(source: Any, limits: MediaLimits) -> tuple[ByteReader, int]:
     """A file object as a seekable reader, and its size."""
     read = getattr(source, "read", None)
     if read is None:
-        raise InvalidRequestError(f"a video is a path, bytes or a binary file object, got {type(source).__name__}")
+        raise InvalidRequestError(
+            f"a video or picture is a path, bytes or a binary file object, got {type(source).__name__}"
+        )
     try:
         if not isinstance(read(0), bytes):
-            raise InvalidRequestError("the video's file object must be opened in binary mode ('rb')")
+            raise InvalidRequestError("the file object must be opened in binary mode ('rb')")
         seekable = getattr(source, "seekable", None)
         if hasattr(source, "seek") and (seekable is None or seekable()):
             return source, source.seek(0, os.SEEK_END)
@@ -181,7 +183,7 @@ def _sized(source: Any, limits: MediaLimits) -> tuple[ByteReader, int]:
     except (OSError, ValueError) as error:
         if isinstance(error, InvalidRequestError):
             raise
-        raise CorruptMediaError(f"the video's file object cannot be read: {error}") from error
+        raise CorruptMediaError(f"the file object cannot be read: {error}") from error
 
 
 def _read_all(stream: BinaryIO, limits: MediaLimits) -> tuple[ByteReader, int]:

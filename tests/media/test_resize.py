@@ -94,6 +94,16 @@ def test_extreme_aspect_ratio_is_refused_before_memory_is_taken() -> None:
     assert resized_shape(100, 2000, resize) == (224, 4480)
 
 
+def test_rows_that_grow_on_the_way_are_refused_before_memory_is_taken() -> None:
+    """PIL would first make half a million rows as wide as the small picture."""
+    with pytest.raises(
+        MediaLimitError, match=f"1x500000 would be resized to 336x336 by way of 336x500000.*{MAX_RESIZED_PIXELS}"
+    ):
+        apply_resize(noise(500_000, 1), FrameResize(size=(336, 336)))
+    assert apply_resize(noise(500_000, 1), FrameResize(size=(336, 1))).shape == (336, 1, 3)
+    assert apply_resize(noise(1, 500_000), FrameResize(size=(336, 336))).shape == (336, 336, 3)
+
+
 @pytest.mark.parametrize(
     "frame", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)]
 )

@@ -276,9 +276,7 @@ class VideoQA:
 
     encode_video = encode
 
-    def _decode(
-        self, source: Source, medium: Medium, sampling: FrameSampling, progress: Progress | None
-    ) -> FrameBatch:
+    def _decode(self, source: Source, medium: Medium, sampling: FrameSampling, progress: Progress | None) -> FrameBatch:
         preprocessing, limits = self.facts.preprocessing(medium), self._limits
         resize, tiling = preprocessing.resize, preprocessing.tiling
         if medium is Medium.IMAGE:

@@ -78,7 +78,9 @@ def encode_tokens(
         pts_seconds=tuple(map(float, tokens.pts_seconds)),
         has_cls=tokens.cls_features is not None,
         medium=tokens.medium,
-        picture_size=None if tokens.picture_size is None else (int(tokens.picture_size[0]), int(tokens.picture_size[1])),
+        picture_size=None
+        if tokens.picture_size is None
+        else (int(tokens.picture_size[0]), int(tokens.picture_size[1])),
         views_per_picture=int(tokens.views_per_picture),
         capacities=None if tokens.capacities is None else tuple(map(int, tokens.capacities)),
         extra=dict(extra or {}),

@@ -29,6 +29,11 @@ __all__ = ["Checkpoint"]
 _DOWNLOADED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model")
 _CONFIG_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
 _FINGERPRINT_VERSION = 1
+_OF_VIDEOS, _OF_PICTURES = "video_preprocessor_config.json", "preprocessor_config.json"
+_PREPROCESSING = {
+    Medium.VIDEO: ("video_processor", _OF_VIDEOS, _OF_PICTURES, "image_processor"),
+    Medium.IMAGE: ("image_processor", _OF_PICTURES, "video_processor", _OF_VIDEOS),
+}
 
 
 class Checkpoint:
@@ -193,9 +198,7 @@ class Checkpoint:
             CheckpointError: its tensors are missing, unexpected or of the wrong shape.
         """
         placed = resolve_device(device)
-        tower = self.adapter.load_tower(
-            self.weights, self.adapter.tower(medium), placed, resolve_dtype(dtype, placed)
-        )
+        tower = self.adapter.load_tower(self.weights, self.adapter.tower(medium), placed, resolve_dtype(dtype, placed))
         return VisionEncoder(
             tower, self.preprocessing(medium), self.tower_fingerprint(medium), compile_tower=compile_tower
         )
@@ -258,17 +261,14 @@ def _read_preprocessing(folder: Path, adapter: ModelAdapter, medium: Medium) -> 
 
 
 def _find_preprocessing(folder: Path, medium: Medium) -> dict[str, Any]:
-    """In the order of preference of Hugging Face's processors: nested, in a file of its own; for videos, then images."""
+    """In the order of preference of Hugging Face's processors for the medium; what is nested is in another file."""
     nested = read_json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
-    of_videos, of_pictures = ("video_processor", "video_preprocessor_config.json"), (
-        "image_processor",
-        "preprocessor_config.json",
-    )
-    for name, file in (of_videos, of_pictures) if medium is Medium.VIDEO else (of_pictures, of_videos):
-        if isinstance(nested.get(name), dict):
-            return dict(nested[name])
-        if (folder / file).is_file():
-            return read_json(folder / file)
+    for place in _PREPROCESSING[medium]:
+        if place.endswith(".json"):
+            if (folder / place).is_file():
+                return read_json(folder / place)
+        elif isinstance(nested.get(place), dict):
+            return dict(nested[place])
     raise CheckpointError(f"{folder} holds no preprocessor_config.json, so how to treat frames is not known")
 
 

@@ -220,7 +220,11 @@ class LlavaFamilyAdapter:
         Raises:
             CheckpointError: a tensor belongs to no part, or one is there twice under two names.
         """
-        parts: dict[str, dict[str, str]] = {_PROJECTOR: {}, _LANGUAGE: {}, **{name: {} for name in self.towers.values()}}
+        parts: dict[str, dict[str, str]] = {
+            _PROJECTOR: {},
+            _LANGUAGE: {},
+            **{name: {} for name in self.towers.values()},
+        }
         if self.separator_key is not None:
             parts[self.separator_key] = {}
         for key in weights.files:

@@ -57,7 +57,7 @@ def test_golden_value() -> None:
         variant=framed(b"fastervlm-video/variant-key", text),
     )
     assert key().video == "51d1931609a2f5d92b07edcff8aaba46b85f648bc1c255c8bca1f68db4b28dd6"
-    assert key().variant == "855836894736a8722b45dfb279b8389a5b9554634dc3f9631c50e98b9464d4ce"
+    assert key().variant == "8f1cb9d70bde064931f78958a2b6382c18550e260ccc1b0703cad60cd5624d6d"
 
 
 @pytest.mark.parametrize(

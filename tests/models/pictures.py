@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from fastervlm_video.config import FrameSampling, Medium, PruneSpec, SamplingParams
-from fastervlm_video.language import Prompt, embed_prompt
+from fastervlm_video.language import Prompt
+from fastervlm_video.language.embedding import embed_prompt
 from fastervlm_video.media import FrameBatch, decode_picture, decode_video, write_video
 from fastervlm_video.models import LanguageHalf
 from fastervlm_video.plan import ModelFacts
@@ -21,7 +22,7 @@ SIZES = {
     "very wide": (4, 300),
     "tall": (100, 30),
     "square": (64, 64),
-    "tiny": (3, 5),
+    "tiny": (5, 7),
     "a pixel": (1, 1),
     "odd": (45, 37),
 }

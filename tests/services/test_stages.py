@@ -190,7 +190,9 @@ async def test_int8_is_what_every_stage_sees(
     finally:
         encoder._cache = theirs
     assert read_header(encoded.blob).dtype is Storage.INT8
-    assert torch.equal(_features(cache.lookup(plan.key, 30, facts.fingerprint())), _features(decode_tokens(encoded.blob)))
+    assert torch.equal(
+        _features(cache.lookup(plan.key, 30, facts.fingerprint())), _features(decode_tokens(encoded.blob))
+    )
     answer = AnswerOrder("r", ASKED, plan.key, 30, facts.fingerprint(), SamplingParams(max_tokens=5))
     theirs, generator._cache = generator._cache, cache
     texts = [await _events(generator.generate(answer, source)) for source in (encoded, None)]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from av.buffer import Buffer
 
-from fastervlm_video.config import FrameResize, FrameSampling, MediaLimits
+from fastervlm_video.config import FrameResize, FrameSampling, MediaLimits, Tiling
 from fastervlm_video.errors import CorruptMediaError, FasterVLMError, MediaLimitError
 from fastervlm_video.media.frames import FrameBatch, VideoInfo
 from fastervlm_video.media.opening import why
@@ -17,6 +17,7 @@ from fastervlm_video.media.reader import ShownFrame, TrackReader
 from fastervlm_video.media.resize import apply_resize
 from fastervlm_video.media.sampling import instants
 from fastervlm_video.media.sources import VideoSource, open_source
+from fastervlm_video.media.tiling import view_size, views_per_picture, write_views
 
 __all__ = ["Progress", "decode_video"]
 
@@ -33,6 +34,7 @@ def decode_video(
     *,
     limits: MediaLimits = MediaLimits(),  # noqa: B008 - frozen
     resize: FrameResize | None = None,
+    tiling: Tiling | None = None,
     progress: Progress | None = None,
     threads: int = 1,
 ) -> FrameBatch:
@@ -44,12 +46,13 @@ def decode_video(
         limits: bounds that are enforced before and during the work.
         resize: applied to each frame as soon as it is decoded, so that memory is that of the small
             frames however large the video is. Frames keep their size if None.
+        tiling: how further views are cut out of each frame, see :func:`~fastervlm_video.media.split_views`.
         progress: called after each frame.
         threads: decoder threads.
 
     Returns:
-        The frames as shown (rotation applied; transparency and pixel aspect ratio ignored). If the
-        resolution changes within the video, frames take the size of the first.
+        The frames as shown (rotation applied; transparency and pixel aspect ratio ignored), each with all
+        its views. If the resolution changes within the video, frames take the size of the first.
 
     Raises:
         VideoNotFoundError: the path names nothing that can be opened.
@@ -57,6 +60,7 @@ def decode_video(
         NoVideoStreamError: a media file without a picture track.
         CorruptMediaError: truncated or damaged.
         MediaLimitError: over one of the limits.
+        InvalidRequestError: with a ``tiling``, ``resize`` does not make a frame as large as a tile.
     """
     if sampling.num_frames > limits.max_num_frames:
         raise MediaLimitError(f"{sampling.num_frames} frames asked for, more than the {limits.max_num_frames} allowed")
@@ -64,7 +68,7 @@ def decode_video(
         with open_source(source, limits) as media:
             reader = TrackReader(media, limits, threads)
             try:
-                return _sample(reader, sampling, resize, progress)
+                return _sample(reader, sampling, resize, tiling, progress)
             finally:
                 reader.close()
     except FasterVLMError:
@@ -75,33 +79,63 @@ def decode_video(
         raise CorruptMediaError(f"the video could not be decoded: {why(error)}") from error
 
 
+class _Sheet:
+    """Room for all views of all frames, taken once the first frame's size is known."""
+
+    def __init__(
+        self, size_hw: tuple[int, int], num_frames: int, resize: FrameResize | None, tiling: Tiling | None
+    ) -> None:
+        self._size_hw, self._resize, self._tiling = size_hw, resize, tiling
+        self.views = views_per_picture(size_hw, tiling)
+        self.rows = np.empty((num_frames * self.views, *view_size(size_hw, resize, tiling), 3), np.uint8)
+
+    def put(self, index: int, picture: Frame) -> None:
+        """Write the views of frame ``index``."""
+        rows = self._of(index)
+        if self._tiling is None:
+            rows[0] = _fitted(picture, self._resize, rows.shape[1:3])
+        else:
+            write_views(_fitted(picture, None, self._size_hw), self._resize, self._tiling, rows)
+
+    def repeat(self, index: int) -> None:
+        """Let frame ``index`` be as the one before."""
+        self._of(index)[...] = self._of(index - 1)
+
+    def _of(self, index: int) -> Frame:
+        return self.rows[index * self.views : (index + 1) * self.views]
+
+
 def _sample(
-    reader: TrackReader, sampling: FrameSampling, resize: FrameResize | None, progress: Progress | None
+    reader: TrackReader,
+    sampling: FrameSampling,
+    resize: FrameResize | None,
+    tiling: Tiling | None,
+    progress: Progress | None,
 ) -> FrameBatch:
     first, last = reader.first.pts, reader.last_pts()
     moments = instants(first, last, sampling.num_frames)
-    frames: Frame | None = None
+    sheet: _Sheet | None = None
     times: list[float] = []
     info: VideoInfo | None = None
     shown: ShownFrame | None = None
     for index, moment in enumerate(moments):
         previous, shown = shown, reader.frame_at(moment)
-        if frames is None or info is None:
+        if sheet is None or info is None:
             picture = _as_shown(shown.frame)
             info = _info(reader, last, picture.shape)
-            picture = picture if resize is None else apply_resize(picture, resize)
-            frames = np.empty((len(moments), *picture.shape), np.uint8)
-            frames[0] = picture
+            sheet = _Sheet((info.height, info.width), len(moments), resize, tiling)
+            sheet.put(0, picture)
         elif shown is previous:
-            frames[index] = frames[index - 1]
+            sheet.repeat(index)
         else:
-            frames[index] = _fitted(_as_shown(shown.frame), resize, frames.shape[1:3])
+            sheet.put(index, _as_shown(shown.frame))
         times.append(max(float((shown.pts - first) * reader.time_base), times[-1] if times else 0.0))
         if progress is not None:
             progress(index + 1, len(moments))
-    assert frames is not None  # there is at least one moment
+    assert sheet is not None  # there is at least one moment
     assert info is not None
-    return FrameBatch(frames, tuple(times), info)
+    times_of_rows = tuple(seconds for seconds in times for _ in range(sheet.views))
+    return FrameBatch(sheet.rows, times_of_rows, info, views_per_frame=sheet.views)
 
 
 def _info(reader: TrackReader, last: int, shape: tuple[int, ...]) -> VideoInfo:

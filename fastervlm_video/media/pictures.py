@@ -31,6 +31,8 @@ PICTURE_FORMATS = tuple(_READERS)
 """Names of the formats that are pictures."""
 
 _WEBP_HEADER_BYTES = 30
+_WEBP_BYTES_PER_PIXEL = 8
+"""libwebp's animation decoder, which PIL uses for all files, holds two canvases with four bytes a pixel."""
 
 
 def sniff_medium(head: bytes) -> Medium:
@@ -96,8 +98,10 @@ def _decode(media: MediaSource, limits: MediaLimits) -> tuple[npt.NDArray[np.uin
         if kind is None:
             raise UnsupportedMediaError("not a picture of an allowed format; JPEG, PNG and WebP are")
         if kind == "webp":
-            # Its reader makes room for the picture when it is built.
-            _check_pixels(_webp_size(head), limits)
+            # Its reader makes room for the picture when it is built, and calls it damaged if there is none.
+            width, height = _webp_size(head)
+            _check_pixels((width, height), limits)
+            np.empty(width * height * _WEBP_BYTES_PER_PIXEL, np.uint8)
         media.seek(0)
         image = _READERS[kind](cast("BinaryIO", media))
         _check_pixels(image.size, limits)

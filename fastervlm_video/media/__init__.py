@@ -1,11 +1,13 @@
-"""From encoded video to a few uint8 frames with their timestamps."""
+"""From an encoded video or picture to a few uint8 frames, or views, with their timestamps."""
 
 from fastervlm_video.media.decode import Progress, decode_video
 from fastervlm_video.media.encode import write_video
 from fastervlm_video.media.frames import FrameBatch, VideoInfo
+from fastervlm_video.media.pictures import decode_picture, sniff_medium
 from fastervlm_video.media.resize import apply_resize
 from fastervlm_video.media.sampling import instants
 from fastervlm_video.media.sandbox import SandboxedDecoder
+from fastervlm_video.media.tiling import split_views, views_per_picture
 
 __all__ = [
     "FrameBatch",
@@ -13,7 +15,11 @@ __all__ = [
     "SandboxedDecoder",
     "VideoInfo",
     "apply_resize",
+    "decode_picture",
     "decode_video",
     "instants",
+    "sniff_medium",
+    "split_views",
+    "views_per_picture",
     "write_video",
 ]

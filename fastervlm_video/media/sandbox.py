@@ -1,6 +1,6 @@
-"""Decoding untrusted video in a child process that can be killed and can do nothing but decode.
+"""Decoding untrusted videos and pictures in a child process that can be killed and can do nothing but decode.
 
-libav parses hostile bytes in C: a video may crash it, hang it or take it over. So each video gets a
+libav and PIL parse hostile bytes in C: a file may crash them, hang them or take them over. So each file gets a
 process of its own, which never sees another one's bytes and whose death is one failed job. A spare
 process, everything imported, waits for the next job, so that a job does not wait for an interpreter.
 
@@ -31,7 +31,7 @@ from typing import Self
 
 import numpy as np
 
-from fastervlm_video.config import FrameResize, FrameSampling, MediaLimits
+from fastervlm_video.config import FrameResize, FrameSampling, MediaLimits, Medium, Tiling
 from fastervlm_video.errors import (
     CorruptMediaError,
     InvalidRequestError,
@@ -41,6 +41,7 @@ from fastervlm_video.errors import (
 from fastervlm_video.media import _wire
 from fastervlm_video.media.frames import FrameBatch
 from fastervlm_video.media.sources import check_size, open_regular_file
+from fastervlm_video.media.tiling import check_views_match
 
 __all__ = ["SandboxedDecoder"]
 
@@ -113,11 +114,11 @@ class _Child:
         deadline = time.monotonic() + job.limits.timeout_seconds + _TIMEOUT_GRACE_SECONDS
         (length,) = _wire.LENGTH.unpack(self._receive(_wire.LENGTH.size, deadline, cancelled))
         if length > _wire.MAX_HEADER_BYTES:
-            raise CorruptMediaError(f"the decoder answered nonsense about this video: a header of {length} bytes")
+            raise CorruptMediaError(f"the decoder answered nonsense about this file: a header of {length} bytes")
         reply = _wire.parse_reply(bytes(self._receive(length, deadline, cancelled)), job)
         frames = np.empty(reply.shape, np.uint8)
         self._receive_into(frames.reshape(-1).data, deadline, cancelled)
-        return FrameBatch(frames, reply.pts_seconds, reply.info)
+        return FrameBatch(frames, reply.pts_seconds, reply.info, reply.views_per_frame)
 
     def kill(self) -> int:
         """End it, whatever it is doing, and reap it. Returns its exit status as :mod:`subprocess` has it."""
@@ -158,7 +159,7 @@ class _Child:
 
 
 class SandboxedDecoder:
-    """Decodes videos in child processes; safe to call from many threads. Linux only.
+    """Decodes videos and pictures in child processes; safe to call from many threads. Linux only.
 
     Args:
         max_spare: how many children wait, ready, for the next job.
@@ -188,30 +189,34 @@ class SandboxedDecoder:
         *,
         limits: MediaLimits = MediaLimits(),  # noqa: B008 - frozen
         resize: FrameResize | None = None,
+        medium: Medium = Medium.VIDEO,
+        tiling: Tiling | None = None,
         cancelled: threading.Event | None = None,
     ) -> FrameBatch:
-        """As :func:`~fastervlm_video.media.decode.decode_video`, in a child process. Blocks.
+        """As ``decode_video`` or ``decode_picture`` of this package, in a child process. Blocks.
 
         Args:
             source: a path, an open file descriptor (left open, its offset unused), or the encoded bytes.
-            sampling: how many frames.
+            sampling: how many frames; ignored if the file is a picture.
             limits: enforced by the child and, from outside, on the child.
             resize: applied to each frame in the child.
+            medium: what the file is decoded as; :func:`~fastervlm_video.media.sniff_medium` says what it is.
+            tiling: how further views are cut out of each frame in the child.
             cancelled: once set, the child is killed and the call ends.
 
         Raises:
             VideoNotFoundError: the path names nothing that can be opened.
-            MediaError: the video is at fault; see :func:`~fastervlm_video.media.decode.decode_video`.
-                A child that crashes is a CorruptMediaError, one that takes too long or needs too much
-                memory is a MediaLimitError.
+            MediaError: the file is at fault; see :func:`~fastervlm_video.media.decode_video` and
+                :func:`~fastervlm_video.media.decode_picture`. A child that crashes is a CorruptMediaError,
+                one that takes too long or needs too much memory is a MediaLimitError.
+            InvalidRequestError: with a ``tiling``, ``resize`` does not make any picture as large as a tile.
             UnavailableError: no child can be started, or the decoder has been closed.
             concurrent.futures.CancelledError: ``cancelled`` was set.
         """
-        if sampling.num_frames > limits.max_num_frames:
-            raise MediaLimitError(
-                f"{sampling.num_frames} frames asked for, more than the {limits.max_num_frames} allowed"
-            )
-        job = _wire.Job(sampling, limits, resize)
+        job = _wire.Job(sampling, limits, resize, medium, tiling)
+        if job.num_pictures > limits.max_num_frames:
+            raise MediaLimitError(f"{job.num_pictures} frames asked for, more than the {limits.max_num_frames} allowed")
+        check_views_match(resize, tiling)
         with _descriptor_of(source, limits) as descriptor:
             child = self._start_job(job, descriptor, cancelled)
             try:
@@ -224,7 +229,7 @@ class SandboxedDecoder:
             except _ChildGoneError as error:
                 raise self._why_gone(child, job) from error
             except InvalidRequestError as error:
-                raise CorruptMediaError(f"the decoder answered nonsense about this video: {error}") from error
+                raise CorruptMediaError(f"the decoder answered nonsense about this file: {error}") from error
             finally:
                 self._retire(child)
 
@@ -262,7 +267,7 @@ class SandboxedDecoder:
                 self._retire(child)
                 raise
             self._retire(child)
-            logger.warning("a decoder process ended before it was given a video")
+            logger.warning("a decoder process ended before it was given a file")
         raise UnavailableError("no decoder process could be started; see its error output above")
 
     def _take(self, *, fresh: bool) -> _Child:
@@ -292,8 +297,8 @@ class SandboxedDecoder:
         if status == -signal.SIGXCPU:
             return MediaLimitError(f"decoding took more than the {job.limits.timeout_seconds:g} s of processor allowed")
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        logger.warning("the decoder process crashed on a video (%s)", how)
-        return CorruptMediaError(f"the decoder crashed on this video ({how}); it is damaged or malicious")
+        logger.warning("the decoder process crashed on a file (%s)", how)
+        return CorruptMediaError(f"the decoder crashed on this file ({how}); it is damaged or malicious")
 
 
 def _spawn() -> _Child:
@@ -305,7 +310,7 @@ def _spawn() -> _Child:
 
 @contextmanager
 def _descriptor_of(source: str | os.PathLike[str] | int | bytes, limits: MediaLimits) -> Iterator[int]:
-    """An open descriptor of the video, no larger than allowed."""
+    """An open descriptor of the file, no larger than allowed."""
     if isinstance(source, int):
         status = os.fstat(source)
         if stat.S_ISREG(status.st_mode):
@@ -314,7 +319,7 @@ def _descriptor_of(source: str | os.PathLike[str] | int | bytes, limits: MediaLi
         return
     if isinstance(source, bytes):
         check_size(len(source), limits)
-        descriptor = os.memfd_create("video")
+        descriptor = os.memfd_create("media")
     else:
         descriptor = open_regular_file(source)
     try:

@@ -13,8 +13,9 @@ import av
 import numpy as np
 import pytest
 
-from fastervlm_video.config import FrameResize, FrameSampling
-from fastervlm_video.media import FrameBatch, apply_resize, decode_video, write_video
+from fastervlm_video.config import FrameResize, FrameSampling, Tiling
+from fastervlm_video.errors import InvalidRequestError
+from fastervlm_video.media import FrameBatch, apply_resize, decode_video, split_views, views_per_picture, write_video
 from tests.media.videos import (
     FPS,
     HEIGHT,
@@ -318,6 +319,55 @@ def test_resize_equals_resizing_afterwards(tmp_path: Path) -> None:
     for ours, frame in zip(small.frames_thwc_u8, full.frames_thwc_u8, strict=True):
         assert np.array_equal(ours, apply_resize(frame, resize))
     assert (small.info.width, small.info.height) == (WIDTH, HEIGHT)
+
+
+TILING = Tiling(32, ((32, 64), (64, 32), (64, 64), (96, 32)))
+SQUARE = FrameResize(size=(32, 32))
+
+
+@pytest.mark.parametrize(("frames", "shown"), [(FRAMES, 5), (3, 8)], ids=["each once", "some repeat"])
+def test_views_equal_splitting_afterwards(tmp_path: Path, frames: int, shown: int) -> None:
+    path = write(tmp_path / "plain.mp4", frames)
+    full, views = take(path, shown), take(path, shown, resize=SQUARE, tiling=TILING)
+    per_frame = views_per_picture((HEIGHT, WIDTH), TILING)
+    assert (views.views_per_frame, views.num_pictures) == (per_frame, shown)
+    assert views.num_frames == per_frame * shown > shown
+    expected = np.concatenate([split_views(frame, SQUARE, TILING) for frame in full.frames_thwc_u8])
+    assert np.array_equal(views.frames_thwc_u8, expected)
+    assert views.pts_seconds == tuple(np.repeat(full.pts_seconds, per_frame).tolist())
+    assert views.info == full.info
+
+
+def test_views_of_a_turned_video_go_by_how_it_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "phone.mp4"
+    tiling = Tiling(32, ((32, 96), (64, 32)))
+    write_video(path, [corners()] * 3, rotation_degrees=90)
+    (frame,) = take(path, 1).frames_thwc_u8
+    assert frame.shape == (WIDTH, HEIGHT, 3)
+    views = take(path, 1, resize=SQUARE, tiling=tiling)
+    assert views.views_per_frame == 3
+    assert np.array_equal(views.frames_thwc_u8, split_views(frame, SQUARE, tiling))
+
+
+def test_views_of_a_resolution_that_changes_midway(tmp_path: Path) -> None:
+    """Frames take the first one's size, and are cut like it, although their own would be cut otherwise."""
+    parts = []
+    for height, width in ((48, 64), (128, 48)):
+        path = tmp_path / f"{height}.ts"
+        write_video(path, numbered(FRAMES, height, width), codec="mpeg2video", fps=FPS, gop_size=12)
+        parts.append(path.read_bytes())
+    whole = b"".join(parts)
+    views = take(whole, 6, resize=SQUARE, tiling=TILING)
+    frames = take(whole, 6).frames_thwc_u8
+    assert frames.shape == (6, 48, 64, 3)
+    assert views.views_per_frame == views_per_picture((48, 64), TILING) != views_per_picture((128, 48), TILING)
+    expected = np.concatenate([split_views(frame, SQUARE, TILING) for frame in frames])
+    assert np.array_equal(views.frames_thwc_u8, expected)
+
+
+def test_views_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="tiles of 32x32"):
+        take(write(tmp_path / "plain.mp4", 3), resize=FrameResize(size=(32, 30)), tiling=TILING)
 
 
 def test_path_bytes_and_file_objects_are_the_same(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Damaged videos, through the sandbox: frames or an error of ours, and never the parent's end."""
+"""Damaged videos and pictures, through the sandbox: frames or an error of ours, and never the parent's end."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,13 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastervlm_video.config import FrameResize, FrameSampling, MediaLimits
+from fastervlm_video.config import FrameResize, FrameSampling, MediaLimits, Medium, Tiling
 from fastervlm_video.errors import MediaError
 from fastervlm_video.media import SandboxedDecoder, write_video
+from tests.media.stills import HEIGHT, WIDTH, drawing, every_kind
 from tests.media.videos import numbered
 
 LIMITS = MediaLimits(timeout_seconds=5, memory_bytes=2 * 1024**3)
 NAMES = {"a.mp4": "libx264", "b.mkv": "libvpx", "c.avi": "mpeg4", "d.ts": "mpeg2video", "e.gif": "gif"}
+PICTURES = every_kind()
+TILING = Tiling(16, ((16, 32), (32, 16), (32, 32)))
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +40,35 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def test_damage_is_survived(
     decoder: SandboxedDecoder, videos: dict[str, bytes], name: str, data: st.DataObject
 ) -> None:
-    whole = np.frombuffer(videos[name], np.uint8).copy()
+    damaged = damage(videos[name], data)
+    resize = FrameResize(shortest_edge=16, crop=(16, 16))
+    with contextlib.suppress(MediaError):  # any other exception fails the test
+        batch = decoder.decode(damaged, FrameSampling(3), limits=LIMITS, resize=resize)
+        assert batch.frames_thwc_u8.shape == (3, 16, 16, 3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(name=st.sampled_from(sorted(PICTURES)), data=st.data())
+def test_damage_to_a_picture_is_survived_and_the_next_one_is_whole(
+    decoder: SandboxedDecoder, name: str, data: st.DataObject
+) -> None:
+    damaged = damage(PICTURES[name], data)
+    resize = FrameResize(size=(16, 16))
+    with contextlib.suppress(MediaError):
+        batch = decoder.decode(
+            damaged, FrameSampling(3), limits=LIMITS, resize=resize, medium=Medium.IMAGE, tiling=TILING
+        )
+        assert batch.frames_thwc_u8.shape == (batch.views_per_frame, 16, 16, 3)
+    whole = decoder.decode(PICTURES["png"], FrameSampling(3), limits=LIMITS, medium=Medium.IMAGE)
+    assert whole.frames_thwc_u8.shape == (1, HEIGHT, WIDTH, 3)
+    assert np.array_equal(whole.frames_thwc_u8[0], np.asarray(drawing()))
+
+
+def damage(good: bytes, data: st.DataObject) -> bytes:
+    """The beginning of a file, with some bytes changed."""
+    whole = np.frombuffer(good, np.uint8).copy()
     cut = data.draw(st.integers(1, len(whole)) | st.just(len(whole)), label="cut")
     flips = data.draw(st.lists(st.tuples(st.integers(0, cut - 1), st.integers(1, 255)), max_size=30), label="flips")
     for place, mask in flips:
         whole[place] ^= mask
-    resize = FrameResize(shortest_edge=16, crop=(16, 16))
-    with contextlib.suppress(MediaError):  # any other exception fails the test
-        batch = decoder.decode(whole[:cut].tobytes(), FrameSampling(3), limits=LIMITS, resize=resize)
-        assert batch.frames_thwc_u8.shape == (3, 16, 16, 3)
+    return whole[:cut].tobytes()

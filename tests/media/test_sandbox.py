@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastervlm_video.config import FrameResize, FrameSampling, MediaLimits
+from fastervlm_video.config import FrameResize, FrameSampling, MediaLimits, Medium, Tiling
 from fastervlm_video.errors import (
     CorruptMediaError,
     FasterVLMError,
@@ -24,7 +24,8 @@ from fastervlm_video.errors import (
     UnsupportedMediaError,
     VideoNotFoundError,
 )
-from fastervlm_video.media import SandboxedDecoder, decode_video, write_video
+from fastervlm_video.media import SandboxedDecoder, decode_picture, decode_video, write_video
+from tests.media.stills import HEIGHT, WIDTH, drawing, encoded, every_kind, turned
 from tests.media.videos import FPS, numbered, numbers_of, spread, write_sound
 
 FRAMES = 60
@@ -137,6 +138,110 @@ def test_errors_arrive_as_in_process_and_the_next_job_works(
     assert type(ours.value) is expected
     assert str(ours.value) == str(theirs.value)
     assert decoder.decode(clip, FrameSampling(2)).num_frames == 2
+
+
+TILING = Tiling(16, ((16, 32), (32, 16), (32, 32)))
+SQUARE = FrameResize(size=(16, 16))
+PICTURES = {**every_kind(), **{f"{kind} turned": turned(kind, 6) for kind in ("JPEG", "PNG", "WEBP")}}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_as_in_process(decoder: SandboxedDecoder, name: str) -> None:
+    """Of every kind, by a child that can open no file any more and so has all that it takes."""
+    ours = decoder.decode(PICTURES[name], FrameSampling(65), resize=SQUARE, medium=Medium.IMAGE, tiling=TILING)
+    theirs = decode_picture(PICTURES[name], resize=SQUARE, tiling=TILING)
+    assert np.array_equal(ours.frames_thwc_u8, theirs.frames_thwc_u8)
+    assert (ours.pts_seconds, ours.info) == (theirs.pts_seconds, theirs.info)
+    assert ours.views_per_frame == theirs.views_per_frame > 1
+
+
+def test_pictures_by_path_descriptor_and_pipe(decoder: SandboxedDecoder, tmp_path: Path) -> None:
+    path = tmp_path / "no extension"
+    path.write_bytes(PICTURES["webp lossless"])
+    reading, writing = os.pipe()
+    os.write(writing, PICTURES["webp lossless"])
+    os.close(writing)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        for source in (str(path), path, descriptor, reading):
+            batch = decoder.decode(source, FrameSampling(1), medium=Medium.IMAGE)
+            assert np.array_equal(batch.frames_thwc_u8, np.asarray(drawing())[None])
+    finally:
+        os.close(descriptor)
+        os.close(reading)
+
+
+def test_a_video_in_views(decoder: SandboxedDecoder, clip: Path) -> None:
+    ours = decoder.decode(clip, FrameSampling(5), resize=SQUARE, tiling=TILING)
+    theirs = decode_video(clip, FrameSampling(5), resize=SQUARE, tiling=TILING)
+    assert np.array_equal(ours.frames_thwc_u8, theirs.frames_thwc_u8)
+    assert (ours.pts_seconds, ours.info) == (theirs.pts_seconds, theirs.info)
+    assert (ours.views_per_frame, ours.num_pictures) == (theirs.views_per_frame, 5)
+
+
+def test_a_file_is_decoded_only_as_what_it_is_said_to_be(decoder: SandboxedDecoder, clip: Path) -> None:
+    with pytest.raises(UnsupportedMediaError, match="JPEG, PNG and WebP"):
+        decoder.decode(clip, FrameSampling(1), medium=Medium.IMAGE)
+    with pytest.raises(UnsupportedMediaError):
+        decoder.decode(PICTURES["png"], FrameSampling(1))
+
+
+def test_errors_about_pictures_arrive_as_in_process_and_the_next_job_works(decoder: SandboxedDecoder) -> None:
+    small = MediaLimits(max_pixels_per_frame=HEIGHT * WIDTH - 1)
+    cases: list[tuple[bytes, MediaLimits, type[FasterVLMError]]] = [
+        (PICTURES["jpeg"][:600], MediaLimits(), CorruptMediaError),
+        (PICTURES["webp"][:-20], MediaLimits(), CorruptMediaError),
+        (b"GIF89a" + bytes(50), MediaLimits(), UnsupportedMediaError),
+        (b"", MediaLimits(), UnsupportedMediaError),
+        (PICTURES["png"], small, MediaLimitError),
+        (PICTURES["webp"], small, MediaLimitError),
+    ]
+    for data, limits, expected in cases:
+        with pytest.raises(expected) as theirs:
+            decode_picture(data, limits=limits)
+        with pytest.raises(expected) as ours:
+            decoder.decode(data, FrameSampling(1), limits=limits, medium=Medium.IMAGE)
+        assert (type(ours.value), str(ours.value)) == (type(theirs.value), str(theirs.value))
+        assert decoder.decode(PICTURES["png"], FrameSampling(1), medium=Medium.IMAGE).num_frames == 1
+
+
+@pytest.mark.parametrize("resize", [None, FrameResize(shortest_edge=16), FrameResize(size=(16, 15))])
+def test_views_of_two_sizes_are_refused_before_a_child_is_used(resize: FrameResize | None) -> None:
+    pids: list[int] = []
+    with (
+        SandboxedDecoder(max_spare=0, on_start=pids.append) as decoder,
+        pytest.raises(InvalidRequestError, match="tiles of 16x16"),
+    ):
+        decoder.decode(PICTURES["png"], FrameSampling(1), resize=resize, medium=Medium.IMAGE, tiling=TILING)
+    assert not pids
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_memory_limit_of_a_picture(decoder: SandboxedDecoder, kind: str) -> None:
+    options = {"WEBP": {"method": 0}, "PNG": {"compress_level": 1}}.get(kind, {})
+    data = encoded(drawing(10, 10).resize((8000, 3000), 0), kind, **options)
+    for megabytes in (400, 2000):
+        limits = MediaLimits(memory_bytes=megabytes * 1024**2)
+        if megabytes == 2000:
+            batch = decoder.decode(data, FrameSampling(1), limits=limits, resize=SQUARE, medium=Medium.IMAGE)
+            assert batch.info.width == 8000
+        else:
+            with pytest.raises(MediaLimitError, match=f"more memory than the {megabytes * 1024**2} bytes"):
+                decoder.decode(data, FrameSampling(1), limits=limits, resize=SQUARE, medium=Medium.IMAGE)
+
+
+def test_a_picture_that_never_comes_runs_into_the_time_limit(never: int, decoder: SandboxedDecoder) -> None:
+    with pytest.raises(MediaLimitError, match=r"longer than the 0\.3 s"):
+        decoder.decode(never, FrameSampling(1), limits=MediaLimits(timeout_seconds=0.3), medium=Medium.IMAGE)
+
+
+def test_cancelling_a_picture(never: int) -> None:
+    cancelled = threading.Event()
+    with (
+        SandboxedDecoder(on_start=lambda pid: cancelled.set()) as decoder,
+        pytest.raises(concurrent.futures.CancelledError),
+    ):
+        decoder.decode(never, FrameSampling(1), medium=Medium.IMAGE, cancelled=cancelled)
 
 
 def test_sound_only(decoder: SandboxedDecoder, tmp_path: Path) -> None:

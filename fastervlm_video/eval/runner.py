@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
-from fastervlm_video.errors import InvalidInputError, MediaError, VideoNotFoundError
+from fastervlm_video.errors import InvalidInputError, InvalidRequestError, MediaError, VideoNotFoundError
 from fastervlm_video.eval.answering import answer_all
 from fastervlm_video.eval.arms import BLIND, FULL, Arm
 from fastervlm_video.eval.datasets import Dataset, Sample

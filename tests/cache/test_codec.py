@@ -267,7 +267,7 @@ def test_header_can_be_read_without_the_payload() -> None:
     assert (header.counts, header.grid, header.width, header.dtype) == ((3, 2), (3, 4), 4, Storage.BFLOAT16)
     assert (header.method, header.nested, header.fingerprint) == ("cls_attention", True, FINGERPRINT)
     assert (header.pts_seconds, header.has_cls, dict(header.extra)) == (tokens.pts_seconds, True, {"k": "v"})
-    assert (header.format_version, header.total_size, header.num_tokens) == (1, len(blob), 5)
+    assert (header.format_version, header.total_size, header.num_tokens) == (2, len(blob), 5)
     assert (header.holds(2), header.holds(3), header.holds(None)) == (True, False, True)
     assert read_header(encode_tokens(replace(tokens, nested=False))).holds(3)  # its budget is in the key
     with pytest.raises(TokenFormatError, match="are there"):

@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "language": {"models"},
     "cache": {"vision"},
     "mini": {"language", "media", "vision"},
-    "plan": {"cache", "language", "mini", "models", "prune", "vision"},
+    "plan": {"cache", "language", "media", "mini", "models", "prune", "vision"},
     "pipeline": {"cache", "language", "media", "models", "plan", "prune", "vision"},
     "picture": {"media", "vision"},
     "eval": {"cache", "language", "media", "mini", "models", "pipeline", "plan", "prune", "vision"},

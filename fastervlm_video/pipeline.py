@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -276,9 +277,7 @@ class VideoQA:
 
     encode_video = encode
 
-    def _decode(
-        self, source: Source, medium: Medium, sampling: FrameSampling, progress: Progress | None
-    ) -> FrameBatch:
+    def _decode(self, source: Source, medium: Medium, sampling: FrameSampling, progress: Progress | None) -> FrameBatch:
         preprocessing, limits = self.facts.preprocessing(medium), self._limits
         resize, tiling = preprocessing.resize, preprocessing.tiling
         if medium is Medium.IMAGE:
@@ -415,7 +414,7 @@ def _medium(source: Source) -> Medium:
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def _opened(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
     if Path(path).exists() and not Path(path).is_file():  # opening a pipe would wait for its other end
         raise VideoNotFoundError(f"cannot open {os.fspath(path)!r}: not a regular file")
     try:

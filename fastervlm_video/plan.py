@@ -140,7 +140,12 @@ class ModelFacts:
         return EncodeJob(frames, prune, medium, regions * frames.num_pictures)
 
     def visual_runs(
-        self, sampling: FrameSampling, prune: PruneSpec, medium: Medium = Medium.VIDEO, *, size: tuple[int, int] | None = None
+        self,
+        sampling: FrameSampling,
+        prune: PruneSpec,
+        medium: Medium = Medium.VIDEO,
+        *,
+        size: tuple[int, int] | None = None,
     ) -> tuple[int, ...]:
         """Visual tokens behind each placeholder of a prompt, by all methods that promise a fixed total.
 

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-
 from transformers import (
     CLIPImageProcessor,
     GenerationConfig,
@@ -46,9 +45,7 @@ def perturb(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(tensor.shape, generator=generator)
     if tensor.ndim == 1:
         return tensor + 0.2 * noise
-    sharpened = (
-        6.0 if re.search(r"(video|image|vision)_tower.*[qk]_proj", name) or re.match(r"encoder.*[qk]_proj", name) else 1.0
-    )
+    sharpened = 6.0 if re.search(r"(video|image|vision)_tower.*[qk]_proj|^encoder.*[qk]_proj", name) else 1.0
     return sharpened * tensor + 0.02 * noise
 
 

@@ -84,9 +84,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def recording(name: str, original: Callable[..., object], calls: list[str]) -> Callable[..., object]:
-    def call(*args: object) -> object:
+    def call(*args: object, **options: object) -> object:
         calls.append(name)
-        return original(*args)
+        return original(*args, **options)
 
     return call
 

@@ -21,8 +21,8 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> ModelFacts:
 def test_the_facts_are_the_checkpoints(facts: ModelFacts) -> None:
     assert facts.name.endswith("my-model")
     assert (facts.patches_per_frame, facts.context_length) == (PATCHES, SMALL.context_length)
-    assert facts.preprocessing.output_size == (SMALL.image_size, SMALL.image_size)
-    assert len(facts.fingerprint) == 64
+    assert facts.preprocessing().output_size == (SMALL.image_size, SMALL.image_size)
+    assert len(facts.fingerprint()) == 64
 
 
 def test_mini_comes_with_the_package() -> None:
@@ -48,7 +48,7 @@ def test_a_missing_model(tmp_path: Path) -> None:
 def test_the_count_is_known_beforehand(facts: ModelFacts, prune: PruneSpec, per_frame: int) -> None:
     plan = facts.plan(DIGEST, SAMPLING, prune)
     assert plan.tokens_per_frame == per_frame
-    assert plan.num_visual == facts.num_visual(SAMPLING, prune) == 4 * (per_frame + prune.keep_cls)
+    assert facts.visual_runs(SAMPLING, prune) == (4 * (per_frame + prune.keep_cls),)
 
 
 def test_the_key_is_repeatable_and_leaves_out_the_budget(facts: ModelFacts) -> None:
@@ -108,5 +108,5 @@ def test_planning_needs_no_weights_but_the_towers(tmp_path: Path) -> None:
     folder = save_random_checkpoint(tmp_path / "checkpoint")
     facts = ModelFacts.open(folder)
     (folder / WEIGHTS).unlink()
-    assert facts.num_visual(SAMPLING, PRUNE) == 16
+    assert facts.visual_runs(SAMPLING, PRUNE) == (16,)
     assert len(facts.prompt("what ?", 16, SamplingParams())) > 16

@@ -78,9 +78,9 @@ def encode_tokens(
         pts_seconds=tuple(map(float, tokens.pts_seconds)),
         has_cls=tokens.cls_features is not None,
         medium=tokens.medium,
-        picture_size=None if tokens.picture_size is None else (int(tokens.picture_size[0]), int(tokens.picture_size[1])),
-        views_per_picture=int(tokens.views_per_picture),
-        capacities=None if tokens.capacities is None else tuple(map(int, tokens.capacities)),
+        picture_size=tokens.picture_size,
+        views_per_picture=tokens.views_per_picture,
+        capacities=tokens.capacities,
         extra=dict(extra or {}),
         format_version=FORMAT_VERSION,
         header_size=0,  # not known before its JSON is

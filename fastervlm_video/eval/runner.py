@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
-from fastervlm_video.errors import InvalidInputError, MediaError, VideoNotFoundError
+from fastervlm_video.errors import InvalidInputError, InvalidRequestError, MediaError, VideoNotFoundError
 from fastervlm_video.eval.answering import answer_all
 from fastervlm_video.eval.arms import BLIND, FULL, Arm
 from fastervlm_video.eval.datasets import Dataset, Sample
@@ -106,9 +106,7 @@ class Runner:
         if not any(todo.values()):
             return
         preprocessing = self._qa.facts.preprocessing()
-        frames = decode_video(
-            video, self._sampling, resize=preprocessing.resize, tiling=preprocessing.tiling
-        )
+        frames = decode_video(video, self._sampling, resize=preprocessing.resize, tiling=preprocessing.tiling)
         source = VideoTokens(
             self._qa.encoder,
             frames,
@@ -137,9 +135,7 @@ class Runner:
                 prompt = self._qa.facts.prompt(sample.prompt, sequence.runs, self._params)
                 name = f"{arm.name} {sample.question_id}"
                 requests.append(
-                    GenerationRequest(
-                        name, prompt, sequence.features, self._params, separators=sequence.separators
-                    )
+                    GenerationRequest(name, prompt, sequence.features, self._params, separators=sequence.separators)
                 )
             except InvalidInputError as error:  # too long, or it contains a reserved token
                 requests.append(error)

@@ -7,7 +7,7 @@ from fastervlm_video.media.pictures import SNIFF_BYTES, decode_picture, sniff_me
 from fastervlm_video.media.resize import apply_resize
 from fastervlm_video.media.sampling import instants
 from fastervlm_video.media.sandbox import SandboxedDecoder
-from fastervlm_video.media.tiling import best_resolution, split_views, views_per_picture
+from fastervlm_video.media.tiling import split_views, views_per_picture
 
 __all__ = [
     "SNIFF_BYTES",
@@ -16,7 +16,6 @@ __all__ = [
     "SandboxedDecoder",
     "VideoInfo",
     "apply_resize",
-    "best_resolution",
     "decode_picture",
     "decode_video",
     "instants",

@@ -21,6 +21,12 @@ __all__ = ["CONFIG_ERRORS", "Blueprint"]
 CONFIG_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
 """What transformers raises where a checkpoint's small files make no sense to it."""
 
+_OF_VIDEOS, _OF_PICTURES = "video_preprocessor_config.json", "preprocessor_config.json"
+_PREPROCESSING = {
+    Medium.VIDEO: ("video_processor", _OF_VIDEOS, _OF_PICTURES, "image_processor"),
+    Medium.IMAGE: ("image_processor", _OF_PICTURES, "video_processor", _OF_VIDEOS),
+}
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blueprint:
@@ -82,13 +88,12 @@ def _read_preprocessing(folder: Path, adapter: ModelAdapter, medium: Medium) -> 
 
 
 def _find_preprocessing(folder: Path, medium: Medium) -> dict[str, Any]:
-    """In the order of preference of Hugging Face's processors: nested, or in a file; the medium's own first."""
+    """In the order of preference of Hugging Face's processors for the medium; what is nested is in another file."""
     nested = read_json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
-    of_videos = "video_processor", "video_preprocessor_config.json"
-    of_pictures = "image_processor", "preprocessor_config.json"
-    for name, file in (of_videos, of_pictures) if medium is Medium.VIDEO else (of_pictures, of_videos):
-        if isinstance(nested.get(name), dict):
-            return dict(nested[name])
-        if (folder / file).is_file():
-            return read_json(folder / file)
+    for place in _PREPROCESSING[medium]:
+        if place.endswith(".json"):
+            if (folder / place).is_file():
+                return read_json(folder / place)
+        elif isinstance(nested.get(place), dict):
+            return dict(nested[place])
     raise CheckpointError(f"{folder} holds no preprocessor_config.json, so how to treat frames is not known")

@@ -220,9 +220,8 @@ class LlavaFamilyAdapter:
         Raises:
             CheckpointError: a tensor belongs to no part, or one is there twice under two names.
         """
-        parts: dict[str, dict[str, str]] = {_PROJECTOR: {}, _LANGUAGE: {}, **{name: {} for name in self.towers.values()}}
-        if self.separator_key is not None:
-            parts[self.separator_key] = {}
+        known = [_PROJECTOR, _LANGUAGE, *self.towers.values(), *filter(None, [self.separator_key])]
+        parts: dict[str, dict[str, str]] = {part: {} for part in known}
         for key in weights.files:
             if _COMPUTED_BUFFERS.search(key):
                 continue

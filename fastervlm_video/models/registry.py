@@ -1,13 +1,26 @@
-"""Architectures by ``config.model_type``."""
+"""Architectures by ``config.model_type``: whatever stands in :mod:`fastervlm_video.models.architectures`."""
+
+import importlib
+import pkgutil
+from functools import cache
 
 from transformers import PreTrainedConfig
 
 from fastervlm_video.config import ModelOptions
 from fastervlm_video.errors import CheckpointError
-from fastervlm_video.models.architectures import adapters
+from fastervlm_video.models import architectures
 from fastervlm_video.models.base import ModelAdapter
+from fastervlm_video.models.family import LlavaFamilyAdapter
 
-__all__ = ["adapter_for", "require_supported", "supported_model_types"]
+__all__ = ["adapter_for", "adapters", "require_supported", "supported_model_types"]
+
+
+@cache
+def adapters() -> dict[str, type[LlavaFamilyAdapter]]:
+    """All architectures by ``config.model_type``, sorted."""
+    names = sorted(module.name for module in pkgutil.iter_modules(architectures.__path__))
+    found = [importlib.import_module(f"{architectures.__name__}.{name}").ADAPTER for name in names]
+    return {adapter.model_type: adapter for adapter in sorted(found, key=lambda adapter: str(adapter.model_type))}
 
 
 def adapter_for(config: PreTrainedConfig, options: ModelOptions | None = None) -> ModelAdapter:

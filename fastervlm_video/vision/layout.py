@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastervlm_video.config import Tiling
-from fastervlm_video.media import best_resolution, views_per_picture
+from fastervlm_video.media.tiling import best_resolution, views_per_picture
 from fastervlm_video.vision.tokens import VisualTokens
 
 __all__ = ["PlainLayout", "Region", "TiledLayout", "ViewLayout", "VisualSequence", "is_whole"]
@@ -167,8 +167,8 @@ class TiledLayout:
         """The base view's, and in the reference order those of the fewest tiles."""
         if self.unpad:
             return tokens_per_view
-        side = self.tiling.tile_size
-        return tokens_per_view * (1 + min(height // side * (width // side) for height, width in self.tiling.resolutions))
+        tiles = min(height * width for height, width in self.tiling.resolutions) // self.tiling.tile_size**2
+        return tokens_per_view * (1 + tiles)
 
     def arrange(self, tokens: VisualTokens) -> VisualSequence:
         """Picture after picture, each in the order of the layout."""

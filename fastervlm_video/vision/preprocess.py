@@ -1,4 +1,4 @@
-"""A checkpoint's own image preprocessing, split in two: resizing (and cutting into views) on uint8, and normalising on the device.
+"""A checkpoint's own image preprocessing, split in two: resizing on uint8, and normalising on the device.
 
 Frames travel as uint8; the floats that the tower wants are made where the tower is. There are only 256
 byte values, so each is rescaled and normalised once per channel, in the order and precision of Hugging

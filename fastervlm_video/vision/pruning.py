@@ -102,9 +102,7 @@ class VideoPruning:
     @property
     def rows_per_frame(self) -> int:
         """Rows of the needed layer's output that are computed, as far as can be told beforehand."""
-        early = (
-            self._method.needs <= {Need.CLS_ATTENTION} and self._budget < self._patches and self._regions is None
-        )
+        early = self._method.needs <= {Need.CLS_ATTENTION} and self._budget < self._patches and self._regions is None
         return self._budget + self._spec.keep_cls if early else 1 + self._patches
 
     def choose(self, start: int, stop: int, cls_attention: Tensor) -> Selection | None:

@@ -26,8 +26,12 @@ def make_tokens(
     cls: bool = False,
     seed: int = 0,
     fingerprint: str = FINGERPRINT,
+    **of_views: Any,
 ) -> VisualTokens:
-    """Random tokens in score order. For one seed, smaller counts are prefixes of larger ones."""
+    """Random tokens in score order. For one seed, smaller counts are prefixes of larger ones.
+
+    ``of_views`` goes into the token set as it is: ``medium``, ``views_per_picture`` and so on.
+    """
     generator = torch.Generator().manual_seed(seed)
     frames, patches = len(counts), grid[0] * grid[1]
     features = torch.randn(frames, patches, width, generator=generator)
@@ -45,6 +49,7 @@ def make_tokens(
         nested=nested,
         fingerprint=fingerprint,
         cls_features=cls_features if cls else None,
+        **of_views,
     )
 
 
@@ -74,7 +79,8 @@ def assert_same(found: VisualTokens | None, wanted: VisualTokens, dtype: Storage
     assert (found.cls_features is None) == (wanted.cls_features is None)
     if found.cls_features is not None and wanted.cls_features is not None:
         assert torch.equal(found.cls_features, as_stored(wanted.cls_features, dtype))
-    for name in ("counts", "grid", "pts_seconds", "method", "nested", "fingerprint"):
+    names = ("counts", "grid", "pts_seconds", "method", "nested", "fingerprint")
+    for name in (*names, "medium", "picture_size", "views_per_picture", "capacities"):
         assert getattr(found, name) == getattr(wanted, name)
 
 
@@ -85,7 +91,7 @@ def take_apart(blob: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def put_together(
-    text: bytes, payload: bytes, *, version: int = 1, reserved: int = 0, payload_size: int | None = None
+    text: bytes, payload: bytes, *, version: int = 2, reserved: int = 0, payload_size: int | None = None
 ) -> bytes:
     """An entry whose checksums are right, whatever it says."""
     size = len(payload) if payload_size is None else payload_size

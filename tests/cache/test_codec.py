@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastervlm_video.cache import Storage, check_blob, decode_tokens, encode_tokens, read_header
+from fastervlm_video.config import Medium
 from fastervlm_video.errors import FingerprintMismatchError, InvalidRequestError, TokenFormatError
 from tests.cache.samples import FINGERPRINT, PREFIX, assert_same, forge, make_tokens, put_together, take_apart
 
@@ -34,27 +35,47 @@ def test_round_trip(*, counts: tuple[int, ...], width: int, dtype: Storage, nest
     assert_same(decode_tokens(memoryview(bytearray(blob))), tokens, dtype)
 
 
+def test_views_of_a_picture_make_the_round_trip() -> None:
+    tokens = make_tokens(
+        (3, 2, 0),
+        medium=Medium.IMAGE,
+        picture_size=(480, 640),
+        views_per_picture=3,
+        capacities=(12, 2, 0),
+    )
+    blob = encode_tokens(tokens)
+    assert_same(decode_tokens(blob), tokens)
+    header = read_header(blob)
+    # Two tokens are all that the second view has, and none all of the third: the entry holds a budget of 3.
+    assert (header.holds(3), header.holds(4), tokens.holds(3), tokens.holds(4)) == (True, False, True, False)
+    assert tokens.select(1).counts == (1, 1, 0)
+
+
 def test_layout_as_documented() -> None:
     """Read by struct, json and numpy alone."""
     tokens = make_tokens((2, 3), width=5, cls=True)
     blob = encode_tokens(tokens, extra={"made_by": "test", "n": 3, "none": None})
     magic, version, reserved, text_size, payload_size, payload_crc, header_crc = PREFIX.unpack_from(blob)
-    assert (magic, version, reserved) == (b"\x89FVTOK\r\n", 1, 0)
+    assert (magic, version, reserved) == (b"\x89FVTOK\r\n", 2, 0)
     header, payload = take_apart(blob)
     assert (len(payload), zlib.crc32(payload)) == (payload_size, payload_crc)
     assert zlib.crc32(blob[:28] + blob[32 : 32 + text_size]) == header_crc
     assert (32 + text_size) % 64 == 0
     assert header == {
         "byteorder": sys.byteorder,
+        "capacities": None,
         "cls": True,
         "counts": [2, 3],
         "dtype": "float16",
         "extra": {"made_by": "test", "n": 3, "none": None},
         "fingerprint": FINGERPRINT,
         "grid": [3, 4],
+        "medium": "video",
         "method": "cls_attention",
         "nested": True,
+        "picture_size": None,
         "pts_seconds": [0.0, 1 / 3],
+        "views": 1,
         "width": 5,
     }
     # 5 x 5 and 2 x 5 halves, 5 floats, 5 shorts: 50, 20, 20 and 10 bytes, each in its own 64.
@@ -99,8 +120,8 @@ def test_any_truncation_and_any_addition_is_noticed() -> None:
 def test_other_versions_and_foreign_bytes_say_so() -> None:
     header, payload = take_apart(encode_tokens(make_tokens()))
     assert header
-    with pytest.raises(TokenFormatError, match="format version 2; this release reads 1"):
-        decode_tokens(put_together(b"{}", payload, version=2))
+    with pytest.raises(TokenFormatError, match="format version 1; this release reads 2"):
+        decode_tokens(put_together(b"{}", payload, version=1))
     with pytest.raises(TokenFormatError, match="not token bytes"):
         decode_tokens(b"\x80\x04" + bytes(100))
     with pytest.raises(TokenFormatError, match="damaged"):
@@ -123,6 +144,15 @@ IMPOSSIBLE: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
     ("fingerprint", lambda h: h.update(fingerprint=None)),
     ("grid", lambda h: h.update(grid=[12])),
     ("grid", lambda h: h.update(grid=[3, 0])),
+    ("medium", lambda h: h.update(medium="sound")),
+    ("medium", lambda h: h.update(medium=None)),
+    ("picture_size", lambda h: h.update(picture_size=[1])),
+    ("picture_size", lambda h: h.update(picture_size=[0, 1])),
+    ("views", lambda h: h.update(views=0)),
+    ("views", lambda h: h.update(views=None)),
+    ("capacities", lambda h: h.update(capacities=[3, -1])),
+    ("capacities", lambda h: h.update(capacities=[])),
+    ("gives 3 capacities for 2 frames", lambda h: h.update(capacities=[3, 3, 3])),
     ("method", lambda h: h.update(method=1)),
     ("nested", lambda h: h.update(nested="yes")),
     ("pts_seconds", lambda h: h.update(pts_seconds=["0", "1"])),
@@ -237,7 +267,7 @@ def test_header_can_be_read_without_the_payload() -> None:
     assert (header.counts, header.grid, header.width, header.dtype) == ((3, 2), (3, 4), 4, Storage.BFLOAT16)
     assert (header.method, header.nested, header.fingerprint) == ("cls_attention", True, FINGERPRINT)
     assert (header.pts_seconds, header.has_cls, dict(header.extra)) == (tokens.pts_seconds, True, {"k": "v"})
-    assert (header.format_version, header.total_size, header.num_tokens) == (1, len(blob), 5)
+    assert (header.format_version, header.total_size, header.num_tokens) == (2, len(blob), 5)
     assert (header.holds(2), header.holds(3), header.holds(None)) == (True, False, True)
     assert read_header(encode_tokens(replace(tokens, nested=False))).holds(3)  # its budget is in the key
     with pytest.raises(TokenFormatError, match="are there"):

@@ -340,7 +340,7 @@ def test_another_versions_and_another_settings_values(
 ) -> None:
     """Under our very key, which a sound writer would not use for them."""
     cases = {
-        "format version 2": put_together(b"{}", b"", version=2),
+        "format version 1": put_together(b"{}", b"", version=1),
         "stored as int8": encode_tokens(TOKENS, dtype=Storage.INT8),
         "stored as float32": encode_tokens(TOKENS, dtype=Storage.FLOAT32),
         "tower-2": encode_tokens(make_tokens((12, 12), fingerprint="tower-2")),

@@ -8,15 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastervlm_video.cache import CacheKey, Storage, make_key, video_key
-from fastervlm_video.config import FrameSampling, PruneSpec
+from fastervlm_video.config import FrameSampling, Medium, PruneSpec
 from fastervlm_video.errors import InvalidRequestError
 
 DIGEST = hashlib.sha256(b"a video").hexdigest()
 
 BASE: dict[str, Any] = {
     "content_digest": DIGEST,
+    "medium": Medium.VIDEO,
     "sampling": FrameSampling(8),
     "preprocessing": {"size": [224, 224], "mean": [0.5, 0.25], "resample": 3},
+    "layout": {"unpad": True},
     "tower_fingerprint": "tower-1@-2",
     "prune": PruneSpec(keep_ratio=0.1),
     "nested": True,
@@ -40,7 +42,9 @@ def test_golden_value() -> None:
     recipe = {
         "budget": None,
         "dtype": "float16",
-        "format": 1,
+        "format": 2,
+        "layout": {"unpad": True},
+        "medium": "video",
         "nested": True,
         "preprocessing": {"mean": [0.5, 0.25], "resample": 3, "size": [224, 224]},
         "prune": {"keep_cls": False, "method": "cls_attention"},
@@ -53,7 +57,7 @@ def test_golden_value() -> None:
         variant=framed(b"fastervlm-video/variant-key", text),
     )
     assert key().video == "51d1931609a2f5d92b07edcff8aaba46b85f648bc1c255c8bca1f68db4b28dd6"
-    assert key().variant == "855836894736a8722b45dfb279b8389a5b9554634dc3f9631c50e98b9464d4ce"
+    assert key().variant == "8f1cb9d70bde064931f78958a2b6382c18550e260ccc1b0703cad60cd5624d6d"
 
 
 @pytest.mark.parametrize(
@@ -64,6 +68,9 @@ def test_golden_value() -> None:
         {"preprocessing": {"size": [224, 224], "mean": [0.25, 0.5], "resample": 3}},
         {"preprocessing": {}},
         {"tower_fingerprint": "tower-1@-1"},
+        {"layout": {"unpad": False}},
+        {"layout": {}},
+        {"medium": Medium.IMAGE},
         {"prune": PruneSpec(method="other")},
         {"prune": PruneSpec(keep_cls=True)},
         {"nested": False},

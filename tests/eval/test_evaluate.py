@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastervlm_video import VideoQA
-from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
+from fastervlm_video.config import FrameSampling, Medium, PruneSpec, SamplingParams
 from fastervlm_video.errors import InvalidInputError
 from fastervlm_video.eval import (
     BLIND,
@@ -79,7 +79,7 @@ def test_predictions_are_what_the_pipeline_answers(qa: VideoQA, mini_like: Datas
 def test_blind_answers_do_not_know_the_video(qa: VideoQA, mini_like: Dataset, tmp_path: Path) -> None:
     blind = [p for p in run(qa, mini_like, tmp_path, keeps=(1.0,)) if p.method == BLIND]
     for question in QUESTIONS.values():
-        prompt = qa.facts.prompts.build(question, 0)
+        prompt = qa.facts.prompts[Medium.VIDEO].build(question, 0)
         request = GenerationRequest("x", prompt, torch.zeros(0, qa.encoder.width), SHORT)
         assert {p.pred for p in blind if p.question == question} == {generate(qa.engine, request).text}
 
@@ -93,7 +93,7 @@ def test_oracle_and_fastv_arms(qa: VideoQA, mini_like: Dataset, tmp_path: Path) 
     chosen = replace(full, tokens=select_by_coverage(full.tokens, covered, per_frame))
     assert found[Arm("oracle", 0.25), sample.question_id] == qa.ask(chosen, sample.question, SHORT).text
     for layer in (0, 1):
-        prompt = qa.facts.prompts.build(sample.question, full.tokens.tokens_kept)
+        prompt = qa.facts.prompts[Medium.VIDEO].build(sample.question, full.tokens.tokens_kept)
         ids = FastV(qa.language, layer).answer(prompt, full.tokens.sequence(), 3 * per_frame, 6).token_ids
         text = qa.facts.checkpoint.tokenizer.decode(list(ids), skip_special_tokens=True)
         assert found[Arm(f"fastv:{layer}", 0.25), sample.question_id] == text
@@ -155,7 +155,7 @@ def test_another_model_is_another_run(qa: VideoQA, dataset: Dataset, tmp_path: P
     name = next(name for name in tensors if "lm_head" in name)
     save_file(tensors | {name: tensors[name] * 2}, folder / "model.safetensors", metadata={"format": "pt"})
     with VideoQA.from_pretrained(folder, device="cpu") as other:
-        assert other.facts.fingerprint == qa.facts.fingerprint
+        assert other.facts.fingerprint() == qa.facts.fingerprint()
         with pytest.raises(InvalidInputError, match="model_digest"):
             run(other, dataset, tmp_path / "run", keeps=(1.0,))
 

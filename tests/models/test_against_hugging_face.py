@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import VideoLlavaForConditionalGeneration, VideoLlavaImageProcessor
 
-from fastervlm_video.config import PruneSpec
+from fastervlm_video.config import Medium, PruneSpec
 from fastervlm_video.models import Checkpoint, LanguageHalf
 from fastervlm_video.vision import EncodeJob, VisualTokens
 from tests.checkpoints import (
@@ -70,8 +70,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def prompt_ids(checkpoint: Checkpoint, visual_tokens: int) -> Tensor:
     """int64 [1, S]: the prompt with ``<video>`` repeated, as Hugging Face's processor would have it."""
     ids = checkpoint.tokenizer(QUESTION)["input_ids"]
-    at = ids.index(checkpoint.video_token_id)
-    return torch.tensor([ids[:at] + [checkpoint.video_token_id] * visual_tokens + ids[at + 1 :]])
+    at = ids.index(checkpoint.adapter.placeholder_id(Medium.VIDEO))
+    return torch.tensor([ids[:at] + [checkpoint.adapter.placeholder_id(Medium.VIDEO)] * visual_tokens + ids[at + 1 :]])
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def check_equal_answers(case: Case, checkpoint: Checkpoint, model: Any) -> None:
     language_model: Any = half.language_model
     ids = prompt_ids(checkpoint, tokens.tokens_kept)
     assert tokens.tokens_kept == FRAMES * (1 + checkpoint.patches_per_frame)
-    embeddings = our_embeddings(half, ids, checkpoint.video_token_id, tokens)
+    embeddings = our_embeddings(half, ids, checkpoint.adapter.placeholder_id(Medium.VIDEO), tokens)
 
     expected = model(input_ids=ids, pixel_values_videos=case.pixels[None]).logits
     logits = language_model(inputs_embeds=embeddings).logits
@@ -146,12 +146,12 @@ def test_pruned_logits_are_those_of_hugging_faces_parts(case: Case, k: int) -> N
     indices, visual = hugging_face_pruned(model, case.pixels, k)
     ids = prompt_ids(checkpoint, FRAMES * k)
     their_embeddings = model.get_input_embeddings()(ids)
-    their_embeddings[ids == checkpoint.video_token_id] = visual
+    their_embeddings[ids == checkpoint.adapter.placeholder_id(Medium.VIDEO)] = visual
     expected = model.lm_head(model.model.language_model(inputs_embeds=their_embeddings).last_hidden_state)
 
     tokens = case.encode(checkpoint, PruneSpec(keep_tokens=k))
     half = checkpoint.load_language("cpu")
-    embeddings = our_embeddings(half, ids, checkpoint.video_token_id, tokens)
+    embeddings = our_embeddings(half, ids, checkpoint.adapter.placeholder_id(Medium.VIDEO), tokens)
 
     raster = tokens.indices[tokens.raster_order()].view(FRAMES, k)
     assert torch.equal(raster.long(), indices)
@@ -166,7 +166,7 @@ def test_pruning_changes_the_answer_of_this_model(case: Case) -> None:
     last = []
     for method in ("cls_attention", "random"):
         tokens = case.encode(checkpoint, PruneSpec(method=method, keep_tokens=4))
-        embeddings = our_embeddings(half, ids, checkpoint.video_token_id, tokens)
+        embeddings = our_embeddings(half, ids, checkpoint.adapter.placeholder_id(Medium.VIDEO), tokens)
         with torch.no_grad():
             last.append(half.language_model(inputs_embeds=embeddings).logits[0, -1])
     assert (last[0] - last[1]).abs().max() > 1e-2

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig
 
+from fastervlm_video.config import Medium
 from fastervlm_video.errors import CheckpointError
 from fastervlm_video.models import Checkpoint, adapter_for
 from tests.checkpoints import (
@@ -38,8 +39,8 @@ def test_facts_come_from_the_config(folder: Path) -> None:
     assert checkpoint.patches_per_frame == 16
     assert checkpoint.vision_width == SMALL.vision_width
     assert checkpoint.context_length == SMALL.context_length
-    assert checkpoint.tokenizer.convert_ids_to_tokens(checkpoint.video_token_id) == "<video>"
-    assert checkpoint.preprocessing.output_size == (32, 32)
+    assert checkpoint.tokenizer.convert_ids_to_tokens(checkpoint.adapter.placeholder_id(Medium.VIDEO)) == "<video>"
+    assert checkpoint.preprocessing().output_size == (32, 32)
     assert "my-checkpoint" in repr(checkpoint)
 
 
@@ -48,7 +49,7 @@ def test_the_language_half_is_what_the_config_says(folder: Path) -> None:
     half = Checkpoint.open(folder).load_language("cpu")
     assert half.vision_width == SMALL.vision_width
     assert half.context_length == SMALL.context_length
-    assert half.fingerprint == Checkpoint.open(folder).tower_fingerprint
+    assert half.fingerprint == Checkpoint.open(folder).tower_fingerprint()
     assert half.language_model.config._attn_implementation == "sdpa"
     assert half.language_model.generation_config is not None
     assert half.language_model.generation_config.eos_token_id == [2, 7]
@@ -78,8 +79,8 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "config not JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as JSON"),
     "config no object": (lambda folder: (folder / "config.json").write_text("[]"), "JSON object, not a list"),
     "other architecture": (
-        config_edit(lambda c: c.update(model_type="llava")),
-        "unsupported model_type 'llava': supported are video_llava",
+        config_edit(lambda c: c.update(model_type="idefics")),
+        "unsupported model_type 'idefics': supported are llava, llava_next, video_llava",
     ),
     "no architecture": (config_edit(lambda c: c.pop("model_type")), "unsupported model_type None"),
     "architecture no text": (config_edit(lambda c: c.update(model_type=["video_llava"])), "unsupported model_type"),
@@ -170,7 +171,21 @@ def test_where_preprocessing_is_looked_for(folder: Path, place: str) -> None:
             drop(*PROCESSORS)(folder)
             expected = 3.0
     edit_json(folder / "processor_config.json", lambda c: c.update(nested))
-    assert Checkpoint.open(folder).preprocessing.mean == (expected,) * 3
+    assert Checkpoint.open(folder).preprocessing().mean == (expected,) * 3
+
+
+@pytest.mark.parametrize(("place", "expected"), [("nested", 3.0), ("for images", 2.0), ("for videos", 1.0)])
+def test_where_a_pictures_preprocessing_is_looked_for(folder: Path, place: str, expected: float) -> None:
+    base = json.loads((folder / PROCESSORS[0]).read_text())
+    (folder / PROCESSORS[0]).write_text(json.dumps(base | {"image_mean": [2.0] * 3}))
+    (folder / PROCESSORS[1]).write_text(json.dumps(base | {"image_mean": [1.0] * 3}))
+    match place:
+        case "nested":
+            nested = {"image_processor": base | {"image_mean": [3.0] * 3}}
+            edit_json(folder / "processor_config.json", lambda c: c.update(nested))
+        case "for videos":
+            (folder / PROCESSORS[0]).unlink()
+    assert Checkpoint.open(folder).preprocessing(Medium.IMAGE).mean == (expected,) * 3
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "./nothing", "~/nothing-here", Path("nothing"), "a/b/c"])
@@ -203,7 +218,7 @@ def test_a_repository_in_the_hubs_cache_opens_offline(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     checkpoint = Checkpoint.open("someone/some-model")
     assert checkpoint.name == "someone/some-model"
-    assert checkpoint.tower_fingerprint == Checkpoint.open(folder).tower_fingerprint
+    assert checkpoint.tower_fingerprint() == Checkpoint.open(folder).tower_fingerprint()
 
 
 def test_adapters_are_chosen_by_model_type() -> None:

@@ -49,7 +49,7 @@ def test_each_half_reads_its_own_files_only(folder: Path, tmp_path: Path) -> Non
         )
         (language_only if tower else vision_only).joinpath(path.name).unlink()
 
-    assert loads_vision(Checkpoint.open(vision_only)).fingerprint == Checkpoint.open(folder).tower_fingerprint
+    assert loads_vision(Checkpoint.open(vision_only)).fingerprint == Checkpoint.open(folder).tower_fingerprint()
     with pytest.raises(CheckpointError, match="missing or damaged"):
         loads_language(Checkpoint.open(vision_only))
 

@@ -21,9 +21,9 @@ BROKEN: dict[str, tuple[Change, Callable[[Checkpoint], object], str]] = {
     "tower tensor missing": (
         without(f"{LAYER}.1.mlp.fc1.bias"),
         loads_vision,
-        r"vision tower lacks encoder\.layers\.1\.mlp\.fc1\.bias",
+        r"video tower lacks encoder\.layers\.1\.mlp\.fc1\.bias",
     ),
-    "tower missing": (without("video_tower."), loads_vision, r"vision tower lacks embeddings.* and \d+ more"),
+    "tower missing": (without("video_tower."), loads_vision, r"video tower lacks embeddings.* and \d+ more"),
     "tower tensor renamed": (
         renamed([(rf"{LAYER}\.0\.layer_norm1", f"{LAYER}.0.norm1")]),
         loads_vision,

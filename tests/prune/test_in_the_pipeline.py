@@ -50,7 +50,7 @@ def test_from_file_to_answer(qa: VideoQA, clip: Path, method: str, keep_cls: boo
             assert torch.equal(getattr(first.tokens, name), getattr(again.tokens, name))
         assert first.tokens.counts == again.tokens.counts
         assert first.tokens.method == method
-        assert first.tokens.tokens_kept == qa.facts.num_visual(FrameSampling(FRAMES), spec)
+        assert (first.tokens.tokens_kept,) == qa.facts.visual_runs(FrameSampling(FRAMES), spec)
         answer = qa.ask(again, "what moves ?", SamplingParams(max_tokens=2))
         assert answer.usage.visual_tokens == first.tokens.tokens_kept
         assert first.frames is not None

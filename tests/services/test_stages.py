@@ -126,8 +126,8 @@ def _orders(
 ) -> tuple[EncodeOrder, AnswerOrder]:
     prune = PruneSpec(method=method, keep_tokens=keep_tokens)
     plan = facts.plan(digest, SAMPLING, prune)
-    encode = EncodeOrder(digest, plan.key, prune, facts.fingerprint)
-    answer = AnswerOrder("r", ASKED, plan.key, keep_tokens, facts.fingerprint, SamplingParams(max_tokens=5))
+    encode = EncodeOrder(digest, plan.key, prune, facts.fingerprint())
+    answer = AnswerOrder("r", ASKED, plan.key, keep_tokens, facts.fingerprint(), SamplingParams(max_tokens=5))
     return encode, answer
 
 
@@ -190,8 +190,10 @@ async def test_int8_is_what_every_stage_sees(
     finally:
         encoder._cache = theirs
     assert read_header(encoded.blob).dtype is Storage.INT8
-    assert torch.equal(_features(cache.lookup(plan.key, 30, facts.fingerprint)), _features(decode_tokens(encoded.blob)))
-    answer = AnswerOrder("r", ASKED, plan.key, 30, facts.fingerprint, SamplingParams(max_tokens=5))
+    assert torch.equal(
+        _features(cache.lookup(plan.key, 30, facts.fingerprint())), _features(decode_tokens(encoded.blob))
+    )
+    answer = AnswerOrder("r", ASKED, plan.key, 30, facts.fingerprint(), SamplingParams(max_tokens=5))
     theirs, generator._cache = generator._cache, cache
     texts = [await _events(generator.generate(answer, source)) for source in (encoded, None)]
     generator._cache = theirs

@@ -110,7 +110,6 @@ def test_one_number_stands_for_all_channels() -> None:
     [
         ({"do_pad": True}, "do_pad"),
         ({"do_flip_channel_order": True, "do_reduce_labels": True}, "do_flip_channel_order.*do_reduce_labels"),
-        ({"image_processor_type": "SiglipImageProcessor"}, "SiglipImageProcessor"),
         ({"size": {"longest_edge": 448, "shortest_edge": 224}}, "longest_edge"),
         ({"crop_size": {"shortest_edge": 224}}, "crop_size"),
         ({"image_mean": [0.5, 0.5]}, "image_mean"),

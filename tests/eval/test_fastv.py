@@ -112,6 +112,9 @@ def test_bad_arguments(half: LanguageHalf) -> None:
     for keep in (0, 6):
         with pytest.raises(InvalidRequestError, match=f"cannot keep {keep} of 5"):
             FastV(half, 1).answer(request.prompt, request.visual, keep, 4)
+    several = make_request(half, inserts=((2, (7,)), (4, (7,))))
+    with pytest.raises(InvalidRequestError, match="text at 2 places"):
+        FastV(half, 1).answer(several.prompt, several.visual, 3, 4)
 
 
 def test_only_llamas(half: LanguageHalf) -> None:

@@ -16,7 +16,7 @@ from fastervlm_video.errors import FasterVLMError
 from fastervlm_video.language import Event, Failed, Finished, GenerationRequest, PagedEngine, TextDelta
 from fastervlm_video.language.admission import PAGE_TOKENS
 from fastervlm_video.models.base import LanguageHalf
-from tests.language.toys import Oracle, make_request, whole_text
+from tests.language.toys import Oracle, make_request, random_inserts, random_separators, whole_text
 
 PATIENCE_SECONDS = 60.0
 
@@ -146,13 +146,16 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def random_request(half: LanguageHalf, rng: random.Random) -> GenerationRequest:
     """Any shape, from one token without a video to most of the context."""
+    num_visual = rng.choice([0, 1, 7, 20, 40])
     return make_request(
         half,
         seed=rng.randrange(2**31),
         num_before=rng.randint(1, 6),
-        num_visual=rng.choice([0, 1, 7, 20, 40]),
+        num_visual=num_visual,
         num_after=rng.randint(1, 12),
         max_tokens=rng.choice([1, 2, 5, 12, 30]),
+        inserts=random_inserts(half, rng, num_visual),
+        separators=random_separators(rng, num_visual),
     )
 
 

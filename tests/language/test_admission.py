@@ -68,6 +68,13 @@ def test_a_request_is_split_where_its_video_ends() -> None:
     assert promised.split(prompt(3, 0, 1), 1, shares=True) == (0, 1)
 
 
+def test_text_between_visual_tokens_is_shared_and_text_behind_them_is_not() -> None:
+    promised = PagesPromised(100)
+    between, behind = (Prompt((5,) * 3, 26, (6,) * 9, ((at, (7, 7, 7)),)) for at in (25, 26))
+    assert promised.split(between, 8, shares=True) == (2, 2)  # 32 tokens up to the last visual one, 49 in all
+    assert promised.split(behind, 8, shares=True) == (1, 3)
+
+
 def test_what_is_shared_is_promised_once() -> None:
     promised = PagesPromised(7)
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 import random
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 from fastervlm_video.errors import CheckpointError, ContextLengthError, InvalidRequestError, OverloadedError
 from fastervlm_video.language import Engine, EngineLimits, Event, PagedEngine, TextDelta, generate, turns
 from fastervlm_video.language.admission import PAGE_TOKENS
+from fastervlm_video.language.embedding import embed_prompt, project
 from fastervlm_video.models.base import LanguageHalf
 from tests.language.kit import Gate, Listener, check_answer, random_request, wait_until
 from tests.language.toys import (
@@ -248,6 +250,42 @@ def test_what_does_not_fit_the_model_is_refused(half: LanguageHalf, tokenizer: P
             engine.submit(make_request(half, max_tokens=53), refused)
         assert generate(engine, good).token_ids == Oracle(half).answer(good)
     assert refused.events == []
+
+
+def test_text_among_visual_tokens_must_be_in_the_vocabulary(
+    half: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    vocabulary = half.language_model.config.vocab_size
+    with PagedEngine(half, tokenizer) as engine:
+        for bad in (vocabulary, -1):
+            with pytest.raises(InvalidRequestError, match=f"\\[0, {vocabulary}\\)"):
+                engine.submit(make_request(half, inserts=((2, (7, bad)),)), Listener())
+
+
+def test_separators_for_a_model_that_has_none_are_refused(
+    half: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    plain = replace(half, separator=None)
+    with PagedEngine(plain, tokenizer) as engine:
+        with pytest.raises(InvalidRequestError, match="2 of 5 visual tokens are separators"):
+            engine.submit(make_request(half, separators=(1, 4)), Listener())
+        good = make_request(half)
+        assert generate(engine, good).token_ids == Oracle(half).answer(good)
+    with pytest.raises(InvalidRequestError, match="no separator"):
+        project(plain, torch.zeros(3, VISION_WIDTH), (1,))
+
+
+def test_a_separator_of_another_width_is_refused(half: LanguageHalf) -> None:
+    with pytest.raises(CheckpointError, match=r"\[32\], got \[33\]"):
+        replace(half, separator=torch.zeros(33))
+
+
+def test_the_whole_prompt_is_embedded_as_the_oracle_has_it(half: LanguageHalf) -> None:
+    oracle, rng = Oracle(half), random.Random(5)
+    for _ in range(50):
+        request = random_request(half, rng)
+        embedded = embed_prompt(half, request.prompt, request.visual, request.separators)
+        torch.testing.assert_close(embedded, oracle.embeds(request))
 
 
 @pytest.mark.parametrize("limits", [{"max_batch_size": 0}, {"max_queue": -1}, {"max_batch_tokens": 0}])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from fastervlm_video.errors import FasterVLMError, InvalidRequestError, UnavailableError
-from fastervlm_video.language import EngineLimits, Event, GenerationRequest, PagedEngine, Prompt, iter_events
+from fastervlm_video.language import EngineLimits, Event, GenerationRequest, PagedEngine, Prompt, generate, iter_events
 from fastervlm_video.models.base import LanguageHalf
 from tests.language.kit import PATIENCE_SECONDS, Gate, Listener, wait_until
 from tests.language.toys import VISION_WIDTH, Oracle, make_half, make_request
@@ -232,3 +232,31 @@ def test_an_engine_can_be_closed_from_its_own_callback(
 def test_malformed_visual_tokens_never_reach_an_engine(endless: LanguageHalf, visual: Tensor) -> None:
     with pytest.raises(InvalidRequestError, match="visual"):
         GenerationRequest("x", Prompt((1,), 5, (7,)), visual, make_request(endless).sampling)
+
+
+@pytest.mark.parametrize(
+    ("separators", "features", "complaint"),
+    [
+        ((5,), 4, r"\[0, 5\), got \(5,\)"),
+        ((-1,), 4, "ascending"),
+        ((2, 2), 3, "ascending"),
+        ((3, 1), 3, "ascending"),
+        ((1.5,), 4, "ascending"),
+        ((1, 3), 5, r"\[3, C\] beside 2 separators, got torch.float32 \[5"),
+        ((1,), 3, r"\[4, C\]"),
+        (tuple(range(6)), 0, "ascending"),
+    ],
+)
+def test_separators_must_be_some_of_the_visual_tokens(
+    endless: LanguageHalf, separators: tuple[int, ...], features: int, complaint: str
+) -> None:
+    visual, sampling = torch.zeros(features, VISION_WIDTH), make_request(endless).sampling
+    with pytest.raises(InvalidRequestError, match=complaint):
+        GenerationRequest("x", Prompt((1,), 5, (7,)), visual, sampling, separators=separators)
+
+
+def test_a_video_of_separators_only_is_a_request(endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast) -> None:
+    request = make_request(endless, separators=tuple(range(5)))
+    assert "beside 5 separators" in repr(request)
+    with PagedEngine(endless, tokenizer) as engine:
+        assert generate(engine, request).token_ids == Oracle(endless).answer(request)

@@ -9,10 +9,19 @@ from transformers import PreTrainedTokenizerFast
 
 from fastervlm_video.language import EngineLimits, GenerationRequest, PagedEngine, generate
 from fastervlm_video.language.admission import PAGE_TOKENS
+from fastervlm_video.language.job import Job
 from fastervlm_video.language.visual_table import VisualTable
 from fastervlm_video.models.base import LanguageHalf
 from tests.language.kit import Gate, Listener, check_answer, holdings, run_on_engine, wait_until
-from tests.language.toys import Oracle, make_half, make_question, make_request
+from tests.language.toys import (
+    Inserts,
+    Oracle,
+    make_half,
+    make_question,
+    make_request,
+    random_inserts,
+    random_separators,
+)
 
 BEFORE = 3  # ids in front of the video
 
@@ -132,17 +141,103 @@ def test_text_without_a_video_shares_its_beginning(endless: LanguageHalf, tokeni
     assert results[0].token_ids == results[1].token_ids == Oracle(endless).answer(request)
 
 
+FRAMES = tuple((position, (33, 40 + position)) for position in (10, 20, 30))
+"""What may stand between four pictures of ten tokens."""
+
+
+def test_a_second_question_about_several_pictures_computes_only_what_is_new(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    oracle = Oracle(endless)
+    first, second = (
+        make_question(endless, video=1, question=number, inserts=FRAMES, separators=(4, 9, 19, 39)) for number in (1, 2)
+    )
+    with PagedEngine(endless, tokenizer) as engine:
+        cold, warm = generate(engine, first), generate(engine, second)
+    assert (cold.usage.cached_tokens, warm.usage.cached_tokens) == (0, whole_pages(40 + 6))
+    assert (cold.token_ids, warm.token_ids) == (oracle.answer(first), oracle.answer(second))
+
+
+def test_text_behind_the_last_visual_token_does_not_keep_prompts_apart(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    ends: list[Inserts] = [((40, (33,)),), ((40, (34, 35)),)]
+    oracle = Oracle(endless)
+    with PagedEngine(endless, tokenizer) as engine:
+        for number, (end, cached) in enumerate(zip(ends, (0, whole_pages(40)), strict=True)):
+            request = make_question(endless, video=1, question=number, inserts=end)
+            result = generate(engine, request)
+            assert (result.usage.cached_tokens, result.token_ids) == (cached, oracle.answer(request))
+
+
+OTHER_INSERTS: list[Inserts] = [
+    (),
+    FRAMES,
+    ((10, (33, 50)), (20, (33, 61)), (30, (33, 70))),
+    ((11, (33, 50)), (20, (33, 60)), (30, (33, 70))),
+    ((10, (33,)), (20, (50, 33, 60)), (30, (33, 70))),
+    ((0, (33,)), *FRAMES),
+]
+
+
+def test_prompts_that_differ_between_their_visual_tokens_share_what_is_before_the_difference(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """All at once: in a cache with room for all of them, and in one with room for two."""
+    oracle = Oracle(endless)
+    requests = [
+        make_question(endless, video=1, question=number, inserts=inserts)
+        for number in range(2)
+        for inserts in OTHER_INSERTS
+    ]
+    prefixes = {Job(request, Listener(), tokenizer, [], lambda job: None).prefix_key for request in requests}
+    assert len(prefixes) == len(OTHER_INSERTS)
+    for limits in (EngineLimits(), EngineLimits(kv_cache_tokens=9 * PAGE_TOKENS)):
+        listeners = [Listener() for _ in requests]
+        with PagedEngine(endless, tokenizer, limits) as engine:
+            before = holdings(engine)
+            for request, listener in zip(requests, listeners, strict=True):
+                engine.submit(request, listener)
+            for request, listener in zip(requests, listeners, strict=True):
+                check_answer(request, listener, oracle, tokenizer)
+            assert holdings(engine) == before
+    assert max(listener.finished.usage.cached_tokens for listener in listeners) > 0
+
+
+def test_the_same_features_with_other_separators_are_another_token_set(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """As many rows, and the same name: only where the separators stand tells them apart."""
+    oracle = Oracle(endless)
+    answers = set()
+    with PagedEngine(endless, tokenizer) as engine:
+        for separators in ((3, 7), (4, 7), (3, 8)):
+            request = make_question(endless, video=1, question=1, separators=separators)
+            result = generate(engine, request)
+            assert (result.usage.cached_tokens, result.token_ids) == (0, oracle.answer(request))
+            answers.add(result.token_ids)
+            other = make_question(endless, video=1, question=2, separators=separators)
+            assert generate(engine, other).usage.cached_tokens == whole_pages(40)
+    assert len(answers) > 1  # so that a confusion would have shown
+
+
 def _traffic(half: LanguageHalf, seed: int, count: int, *, videos: int) -> list[GenerationRequest]:
+    """Each video has one or two ways in which text may stand between its tokens; some have separators."""
     rng = random.Random(seed)
+    sizes = [[0, 9, 30, 55][video % 4] for video in range(videos)]
+    inserts = [[random_inserts(half, rng, size) for _ in range(2)] for size in sizes]
+    separators = [random_separators(rng, size) for size in sizes]
     return [
         make_question(
             half,
             video=(video := rng.randrange(videos)),
             question=rng.randrange(5),
-            num_visual=[0, 9, 30, 55][video % 4],
+            num_visual=sizes[video],
             num_after=rng.randint(1, 20),
             max_tokens=rng.choice([1, 2, 6, 14]),
             identity=None if rng.random() < 0.2 else "",
+            inserts=rng.choice(inserts[video]),
+            separators=separators[video],
         )
         for _ in range(count)
     ]

@@ -61,6 +61,7 @@ def _request(half: LanguageHalf, rng: random.Random) -> GenerationRequest:
 
 
 def _any_request(half: LanguageHalf, rng: random.Random) -> GenerationRequest:
+    inserts, separators = (((4, (33,)),), (2,)) if rng.random() < 0.3 else ((), ())
     if rng.random() < 0.3:
         temperature = rng.choice([0.0, 1.0])
         return make_request(half, seed=rng.randrange(50), num_visual=rng.choice([0, 5, 20]), temperature=temperature)
@@ -71,6 +72,8 @@ def _any_request(half: LanguageHalf, rng: random.Random) -> GenerationRequest:
         num_visual=30,
         max_tokens=rng.choice([1, 2, 4, 9, 20]),
         identity=None if rng.random() < 0.2 else "",
+        inserts=inserts,
+        separators=separators,
     )
 
 

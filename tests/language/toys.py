@@ -2,7 +2,8 @@
 
 import copy
 import itertools
-from typing import Any, cast
+import random
+from typing import Any, TypeAlias, cast
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -31,6 +32,8 @@ CORPUS = (
 )
 _names = itertools.count()
 
+Inserts: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
+
 
 def make_half(
     tokenizer: PreTrainedTokenizerFast,
@@ -39,7 +42,7 @@ def make_half(
     end_ids: int | list[int] | None = None,
     context_length: int = CONTEXT_LENGTH,
 ) -> LanguageHalf:
-    """A random Llama and Video-LLaVA projector; the wide initialisation makes its answers vary."""
+    """A random Llama, Video-LLaVA projector and separator; the wide initialisation makes its answers vary."""
     torch.manual_seed(seed)
     text = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -59,7 +62,23 @@ def make_half(
     )
     projector = VideoLlavaMultiModalProjector(VideoLlavaConfig(vision_config=vision, text_config=copy.deepcopy(text)))
     model = LlamaForCausalLM._from_config(text, attn_implementation="sdpa")
-    return LanguageHalf(model.eval(), projector.eval(), VISION_WIDTH, context_length, "toy")
+    separator = torch.randn(text.hidden_size, generator=torch.Generator().manual_seed(seed))
+    return LanguageHalf(model.eval(), projector.eval(), VISION_WIDTH, context_length, "toy", separator)
+
+
+def random_inserts(half: LanguageHalf, rng: random.Random, num_visual: int) -> Inserts:
+    """Up to two, anywhere among the visual tokens, also at their ends and in one place."""
+    vocabulary = half.language_model.config.vocab_size
+    positions = sorted(rng.randint(0, num_visual) for _ in range(rng.randint(0, 2)))
+    return tuple(
+        (position, tuple(rng.randrange(len(SPECIAL), vocabulary) for _ in range(rng.randint(1, 3))))
+        for position in positions
+    )
+
+
+def random_separators(rng: random.Random, num_visual: int) -> tuple[int, ...]:
+    """Up to half of the visual tokens."""
+    return tuple(sorted(rng.sample(range(num_visual), rng.randint(0, num_visual // 2))))
 
 
 def make_request(
@@ -73,6 +92,8 @@ def make_request(
     temperature: float = 0.0,
     top_p: float = 1.0,
     sampling_seed: int | None = None,
+    inserts: Inserts = (),
+    separators: tuple[int, ...] = (),
 ) -> GenerationRequest:
     """A request of random ids and features."""
     generator = torch.Generator().manual_seed(seed)
@@ -80,9 +101,10 @@ def make_request(
     ids = torch.randint(len(SPECIAL), vocabulary, (num_before + num_after,), generator=generator).tolist()
     return GenerationRequest(
         request_id=f"toy-{next(_names)}",
-        prompt=Prompt(tuple(ids[:num_before]), num_visual, tuple(ids[num_before:])),
-        visual=torch.randn(num_visual, VISION_WIDTH, generator=generator),
+        prompt=Prompt(tuple(ids[:num_before]), num_visual, tuple(ids[num_before:]), inserts),
+        visual=torch.randn(num_visual - len(separators), VISION_WIDTH, generator=generator),
         sampling=SamplingParams(max_tokens, temperature, top_p, sampling_seed),
+        separators=separators,
     )
 
 
@@ -95,17 +117,21 @@ def make_question(
     num_after: int = 9,
     max_tokens: int = 8,
     identity: str | None = "",
+    inserts: Inserts = (),
+    separators: tuple[int, ...] = (),
 ) -> GenerationRequest:
     """One of several questions about a video; by default the video's number is what it is known by."""
-    visual = torch.randn(num_visual, VISION_WIDTH, generator=torch.Generator().manual_seed(video))
+    num_features = num_visual - len(separators)
+    visual = torch.randn(num_features, VISION_WIDTH, generator=torch.Generator().manual_seed(video))
     vocabulary = half.language_model.config.vocab_size
     after = torch.randint(len(SPECIAL), vocabulary, (num_after,), generator=torch.Generator().manual_seed(question))
     return GenerationRequest(
         request_id=f"toy-{next(_names)}",
-        prompt=Prompt((1, 9, 17), num_visual, tuple(after.tolist())),
+        prompt=Prompt((1, 9, 17), num_visual, tuple(after.tolist()), inserts),
         visual=visual,
         sampling=SamplingParams(max_tokens),
         cache_identity=f"video {video}" if identity == "" else identity,
+        separators=separators,
     )
 
 
@@ -118,16 +144,24 @@ class Oracle:
         assert self.model.config._attn_implementation == "eager"
         assert half.language_model.config._attn_implementation == "sdpa"
         self.projector = half.projector
+        self.separator = half.separator
 
     @torch.no_grad()
     def embeds(self, request: GenerationRequest) -> Tensor:
+        """Row by row, as the words have it: each visual token behind the inserts that stand in front of it."""
         prompt = request.prompt
-        embed = cast("nn.Embedding", self.model.get_input_embeddings())
-        ids = torch.tensor([*prompt.ids_before, *[0] * prompt.num_visual, *prompt.ids_after])
-        holes = torch.zeros(len(ids), dtype=torch.bool)
-        holes[len(prompt.ids_before) : len(prompt.ids_before) + prompt.num_visual] = True
-        projected: Tensor = self.projector(request.visual)
-        return torch.masked_scatter(embed(ids), holes[:, None], projected)
+        embed = cast("nn.Embedding", self.model.get_input_embeddings()).weight
+        features = iter(self.projector(request.visual))
+        rows = [embed[i] for i in prompt.ids_before]
+        for position in range(prompt.num_visual + 1):
+            rows += [embed[i] for at, ids in prompt.inserts if at == position for i in ids]
+            if position in request.separators:
+                assert self.separator is not None
+                rows.append(self.separator)
+            elif position < prompt.num_visual:
+                rows.append(next(features))
+        assert next(features, None) is None
+        return torch.stack([*rows, *(embed[i] for i in prompt.ids_after)])
 
     @torch.no_grad()
     def answer(self, request: GenerationRequest) -> tuple[int, ...]:

@@ -1,32 +1,55 @@
 """The ``fastervlm-video`` command."""
 
-import dataclasses
 import importlib.util
-import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
 from fastervlm_video.cli_eval import eval_command, eval_compare
-from fastervlm_video.cli_tools import EXIT_BAD_INPUT, Steps, one_line_errors, open_model, print_error, steps_shown
+from fastervlm_video.cli_models import models_command
+from fastervlm_video.cli_options import (
+    Device,
+    File,
+    FrameLabel,
+    Frames,
+    Keep,
+    KeepCls,
+    KeepTokens,
+    Layout,
+    Method,
+    Model,
+    Revision,
+)
+from fastervlm_video.cli_report import print_answer, report_of, token_counts
+from fastervlm_video.cli_tools import (
+    EXIT_BAD_INPUT,
+    Steps,
+    one_line_errors,
+    open_model,
+    print_error,
+    print_json,
+    steps_shown,
+)
 from fastervlm_video.cli_train import train_mini_command
 from fastervlm_video.config import (
-    DEFAULT_KEEP_RATIO,
     DEFAULT_METHOD,
     DEFAULT_NUM_FRAMES,
     FrameSampling,
+    ImageLayout,
+    Medium,
+    ModelOptions,
     PruneSpec,
     SamplingParams,
 )
 from fastervlm_video.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from fastervlm_video.pipeline import Answer, EncodedVideo, VideoQA
+    from fastervlm_video.pipeline import EncodedVideo, VideoQA
 
 __all__ = ["EXIT_BAD_INPUT", "app", "main"]
 
@@ -34,8 +57,8 @@ PROGRAM = "fastervlm-video"
 
 app = typer.Typer(
     name=PROGRAM,
-    help="Ask questions about videos, with visual tokens pruned by the vision encoder's own \\[CLS] attention "
-    "(FasterVLM).\n\n"
+    help="Ask questions about videos and pictures, with visual tokens pruned by the vision encoder's own \\[CLS] "
+    "attention (FasterVLM).\n\n"
     'Typical:  [bold]fastervlm-video ask clip.mp4 "What happens?" --keep 0.1[/bold]',
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -43,41 +66,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Video = Annotated[Path, typer.Argument(help="A video file: mp4, mov, mkv, webm, avi, gif, …", show_default=False)]
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        help="[bold]mini[/bold] (comes with this package; knows coloured shapes that move, and nothing else), a "
-        "checkpoint's folder, or a Hugging Face id such as LanguageBind/Video-LLaVA-7B-hf.",
-    ),
-]
-Keep = Annotated[
-    float | None,
-    typer.Option(
-        "--keep",
-        help=f"Share of each frame's visual tokens to keep, in (0, 1].  [dim]\\[default: {DEFAULT_KEEP_RATIO}][/dim]",
-        show_default=False,
-    ),
-]
-KeepTokens = Annotated[
-    int | None,
-    typer.Option("--keep-tokens", help="Visual tokens to keep per frame, instead of a share.", show_default=False),
-]
-KeepCls = Annotated[bool, typer.Option("--keep-cls", help="Keep each frame's \\[CLS] token too.")]
-Frames = Annotated[int, typer.Option("--frames", help="Frames to look at, evenly spread over the video.")]
-Method = Annotated[
-    str,
-    typer.Option("--method", help="How tokens are chosen: cls_attention (FasterVLM), random or uniform_grid."),
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Revision = Annotated[str | None, typer.Option("--revision", help="Revision of a Hugging Face id.", show_default=False)]
-
 
 @app.command()
 def ask(
-    video: Video,
+    file: File,
     question: Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)],
     *,
     model: Model = "mini",
@@ -89,40 +81,50 @@ def ask(
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer, in tokens.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy; higher is more random.")] = 0.0,
     seed: Annotated[int | None, typer.Option("--seed", help="Makes sampling repeatable.", show_default=False)] = None,
+    image_layout: Layout = ImageLayout.HUGGING_FACE,
+    frame_label: FrameLabel = "",
     device: Device = "auto",
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Answer a question about a video, in this process.
+    """Answer a question about a video or a picture, in this process.
 
     [bold]Examples[/bold]
 
     fastervlm-video ask clip.mp4 "What color is the square?"
 
     fastervlm-video ask clip.mp4 "What happens?" --keep-tokens 26 --frames 16 --json
+
+    fastervlm-video ask picture.jpg "What is on the table?" --model llava-hf/llava-v1.6-vicuna-7b-hf
     """
     with one_line_errors(), steps_shown() as steps:
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
         prune = PruneSpec(method=method, keep_ratio=keep, keep_tokens=keep_tokens, keep_cls=keep_cls)
-        _check_video(video)
+        _check_file(file)
         qa = open_model(
-            steps, model=model, revision=revision, device=device, prune=prune, sampling=FrameSampling(frames)
+            steps,
+            model=model,
+            revision=revision,
+            device=device,
+            prune=prune,
+            sampling=FrameSampling(frames),
+            options=ModelOptions(image_layout, frame_label),
         )
         with qa:
-            qa.check_question(question, params)
-            encoded = _encode(steps, qa, video)
+            qa.check_question(question, params, _medium(file))
+            encoded = _encode(steps, qa, file)
             with steps.step("Answering"):
                 answer = qa.ask(encoded, question, params)
-            report = _report(qa, encoded, answer)
+            report = report_of(qa.facts, encoded, answer)
     if as_json:
-        print(json.dumps(report))  # noqa: T201 - what was asked for
+        print_json(report)
     else:
-        _print_answer(report)
+        print_answer(report)
 
 
 @app.command()
 def show(
-    video: Video,
+    file: File,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the PNG.", show_default=False)],
     model: Model = "mini",
@@ -130,37 +132,47 @@ def show(
     keep_tokens: KeepTokens = None,
     frames: Frames = DEFAULT_NUM_FRAMES,
     method: Method = DEFAULT_METHOD,
+    image_layout: Layout = ImageLayout.HUGGING_FACE,
+    frame_label: FrameLabel = "",
     device: Device = "auto",
     revision: Revision = None,
 ) -> None:
-    """Draw a video's frames with the kept patches lit and the others dimmed.
+    """Draw a video's frames, or a picture's views, with the kept patches lit and the others dimmed.
 
     Only the vision half of the model is loaded.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
     fastervlm-video show clip.mp4 --out kept.png --keep 0.25
+
+    fastervlm-video show picture.jpg --out kept.png
     """
     with one_line_errors(), steps_shown() as steps:
         prune = PruneSpec(method=method, keep_ratio=keep, keep_tokens=keep_tokens)
-        _check_video(video)
+        _check_file(file)
         _check_picture(out)
         qa = open_model(
-            steps, model=model, revision=revision, device=device, prune=prune, sampling=FrameSampling(frames)
+            steps,
+            model=model,
+            revision=revision,
+            device=device,
+            prune=prune,
+            sampling=FrameSampling(frames),
+            options=ModelOptions(image_layout, frame_label),
         )
         from fastervlm_video.picture import draw_kept_patches
 
         with qa:
-            encoded = _encode(steps, qa, video)
+            encoded = _encode(steps, qa, file)
             assert encoded.frames is not None
             with steps.step("Drawing"):
-                picture = draw_kept_patches(encoded.frames, encoded.tokens, title=video.name)
+                picture = draw_kept_patches(encoded.frames, encoded.tokens, title=file.name)
                 try:
                     picture.save(out, format="PNG")
                 except OSError as exc:
                     raise InvalidInputError(f"cannot write {str(out)!r}: {exc.strerror or exc}") from exc
-    tokens = encoded.tokens
-    report = f"{out}: {tokens.tokens_kept} of {tokens.tokens_full} visual tokens kept by {tokens.method}"
+    kept, full = token_counts(qa.facts, encoded)
+    report = f"{out}: {kept} of {full} visual tokens kept by {encoded.tokens.method}"
     Console().print(report, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -186,17 +198,18 @@ def serve(
         os.execv(sys.executable, [sys.executable, "-P", "-m", "services"])  # noqa: S606 - ourselves
 
 
+app.command("models")(models_command)
 app.command("eval")(eval_command)
 app.command("eval-compare")(eval_compare)
 app.command("train-mini")(train_mini_command)
 
 
-def _check_video(video: Path) -> None:
+def _check_file(file: Path) -> None:
     """Before anything slow is loaded."""
-    if not video.exists():
-        raise InvalidInputError(f"cannot open {str(video)!r}: No such file or directory")
-    if not video.is_file():
-        raise InvalidInputError(f"cannot open {str(video)!r}: not a regular file")
+    if not file.exists():
+        raise InvalidInputError(f"cannot open {str(file)!r}: No such file or directory")
+    if not file.is_file():
+        raise InvalidInputError(f"cannot open {str(file)!r}: not a regular file")
 
 
 def _check_picture(out: Path) -> None:
@@ -206,41 +219,20 @@ def _check_picture(out: Path) -> None:
         raise InvalidInputError(f"cannot write {str(out)!r}: No such file or directory")
 
 
-def _encode(steps: Steps, qa: "VideoQA", video: Path) -> "EncodedVideo":
+def _medium(file: Path) -> Medium:
+    """Video or picture, by the file's first bytes."""
+    from fastervlm_video.media import SNIFF_BYTES, sniff_medium
+
+    try:
+        with file.open("rb") as opened:
+            return sniff_medium(opened.read(SNIFF_BYTES))
+    except OSError as exc:
+        raise InvalidInputError(f"cannot open {str(file)!r}: {exc.strerror or exc}") from exc
+
+
+def _encode(steps: Steps, qa: "VideoQA", file: Path) -> "EncodedVideo":
     with steps.step("Decoding and encoding") as progress:
-        return qa.encode_video(video, progress=progress)
-
-
-def _report(qa: "VideoQA", encoded: "EncodedVideo", answer: "Answer") -> dict[str, Any]:
-    tokens = encoded.tokens
-    return {
-        "model": qa.facts.name,
-        "answer": answer.text,
-        "finish_reason": answer.finish_reason,
-        "usage": dataclasses.asdict(answer.usage),
-        "video": {
-            "sha256": encoded.digest,
-            "frames": tokens.num_frames,
-            "frame_seconds": [round(moment, 3) for moment in tokens.pts_seconds],
-            "method": tokens.method,
-            "tokens_full": tokens.tokens_full,
-            "tokens_kept": tokens.tokens_kept,
-            "tokens_per_frame": list(tokens.counts),
-            "cache": encoded.cache,
-            "seconds": {name: round(value, 4) for name, value in (encoded.seconds | answer.seconds).items()},
-        },
-    }
-
-
-def _print_answer(report: dict[str, Any]) -> None:
-    video = report["video"]
-    Console().print(report["answer"], markup=False, highlight=False, soft_wrap=True)
-    seconds = ", ".join(f"{name} {value:.2f} s" for name, value in video["seconds"].items())
-    line = (
-        f"{report['model']}: {video['tokens_kept']} of {video['tokens_full']} visual tokens "
-        f"({video['frames']} frames, {video['method']}); {seconds}"
-    )
-    Console(stderr=True).print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+        return qa.encode(file, progress=progress)
 
 
 def main() -> None:

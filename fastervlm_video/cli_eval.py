@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from fastervlm_video.cli_tools import one_line_errors, open_model, steps_shown
+from fastervlm_video.cli_tools import one_line_errors, open_model, steps_shown, wide_console
 from fastervlm_video.config import DEFAULT_NUM_FRAMES, FrameSampling, PruneSpec
 from fastervlm_video.errors import InvalidInputError, InvalidRequestError
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["eval_command", "eval_compare"]
 
 _DEFAULT_KEEPS = "1,0.5,0.25,0.1,0.05,0.025"
-_PLAIN_WIDTH = 240  # of a table that is not shown on a terminal
 
 Bootstrap = Annotated[int, typer.Option("--bootstrap", help="Draws behind the confidence intervals.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of methods that draw lots, and of the intervals.")]
@@ -140,7 +138,7 @@ def eval_command(
                     progress=progress,
                 )
             paths = write_report(results, folder)
-    console = _console()
+    console = wide_console()
     console.print(results_table(results))
     console.print(f"Written: {', '.join(map(str, paths))}", markup=False, highlight=False, soft_wrap=True)
 
@@ -177,7 +175,7 @@ def eval_compare(
             comparisons = compare_runs(
                 run_a, run_b, arm_a=arm_a, arm_b=arm_b, bootstrap=bootstrap, permutations=permutations, seed=seed
             )
-    _console().print(comparison_table(comparisons))
+    wide_console().print(comparison_table(comparisons))
 
 
 def _shares(text: str) -> list[float]:
@@ -200,9 +198,3 @@ def _judge(url: str, model: str | None, key_variable: str) -> "Judge":
     if not model:
         raise InvalidInputError("a judge needs a model: give --judge-model")
     return Judge(url, model, api_key=os.environ.get(key_variable))
-
-
-def _console() -> Console:
-    """As wide as the terminal; wide enough for any table where there is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)

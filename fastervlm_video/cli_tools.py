@@ -1,5 +1,6 @@
 """What the commands share: progress, errors in one line, opening a model."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,16 +10,27 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from fastervlm_video.config import FrameSampling, PruneSpec
+from fastervlm_video.config import FrameSampling, ModelOptions, PruneSpec
 from fastervlm_video.errors import CheckpointError, FasterVLMError, InvalidInputError
 
 if TYPE_CHECKING:
     from fastervlm_video.pipeline import VideoQA
 
-__all__ = ["EXIT_BAD_INPUT", "EXIT_FAILED", "Steps", "one_line_errors", "open_model", "print_error", "steps_shown"]
+__all__ = [
+    "EXIT_BAD_INPUT",
+    "EXIT_FAILED",
+    "Steps",
+    "one_line_errors",
+    "open_model",
+    "print_error",
+    "print_json",
+    "steps_shown",
+    "wide_console",
+]
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILED = 1
+_PLAIN_WIDTH = 240  # of a table that is not shown on a terminal
 
 
 class Steps:
@@ -60,6 +72,17 @@ def print_error(message: str) -> None:
     Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "red"), " ".join(message.split())))
 
 
+def print_json(value: object) -> None:
+    """As one line on standard output, for machines."""
+    print(json.dumps(value))  # noqa: T201 - what was asked for
+
+
+def wide_console() -> Console:
+    """Standard output, as wide as the terminal; wide enough for any table where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
+
+
 def open_model(
     steps: Steps,
     *,
@@ -68,6 +91,7 @@ def open_model(
     device: str,
     prune: PruneSpec,
     sampling: FrameSampling,
+    options: ModelOptions | None = None,
     cache_dtype: str | None = None,
 ) -> "VideoQA":
     """Import what is slow to import, and open a checkpoint."""
@@ -80,5 +104,5 @@ def open_model(
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
     with steps.step("Opening the model"):
-        facts = ModelFacts.open(model, revision=revision)
+        facts = ModelFacts.open(model, revision=revision, options=options)
         return VideoQA(facts, prune=prune, sampling=sampling, device=device, cache_dtype=cache_dtype)

@@ -1,6 +1,8 @@
 """Pictures that show what the language model gets to see: kept patches lit, the others dimmed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +20,46 @@ _GAP_PX = 14
 _HEADER_PX = 58
 _CAPTION_PX = 26
 _MAX_COLUMNS = 4
+_MAX_VIEW_COLUMNS = 6
 _DIMMED = 0.4
 _BACKGROUND = (18, 20, 26)
 _TEXT = (232, 234, 240)
 _FAINT = (150, 156, 170)
 _OUTLINE = (255, 196, 61)
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """Where frames are drawn: ``together`` of them begin a new row, ``columns`` stand in one."""
+
+    frames: int
+    together: int
+    columns: int
+
+    @classmethod
+    def of(cls, tokens: VisualTokens) -> Self:
+        """Views of one picture together, else as many frames as fit into a row."""
+        views, frames = tokens.views_per_picture, tokens.num_frames
+        if views == 1:
+            return cls(frames, frames, min(_MAX_COLUMNS, frames))
+        return cls(frames, views, min(_MAX_VIEW_COLUMNS, views))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels of the whole."""
+        rows = self.frames // self.together * self._rows
+        height = _HEADER_PX + rows * (_CELL_PX + _CAPTION_PX + _GAP_PX) + _GAP_PX
+        return self.columns * (_CELL_PX + _GAP_PX) + _GAP_PX, height
+
+    def place(self, index: int) -> tuple[int, int]:
+        """(left, top) in pixels of a frame."""
+        picture, view = divmod(index, self.together)
+        row, column = picture * self._rows + view // self.columns, view % self.columns
+        return _GAP_PX + column * (_CELL_PX + _GAP_PX), _HEADER_PX + row * (_CELL_PX + _CAPTION_PX + _GAP_PX)
+
+    @property
+    def _rows(self) -> int:
+        return -(-self.together // self.columns)
 
 
 def _kept_mask(indices: Sequence[int], grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -67,40 +104,36 @@ def draw_kept_patches(frames: FrameBatch, tokens: VisualTokens, *, title: str = 
         title: first line above the frames.
 
     Returns:
-        An RGB image, four frames a row.
+        An RGB image, four frames a row; or, where a picture is seen in several views, a picture a row.
 
     Raises:
         InvalidRequestError: the two do not have the same number of frames.
     """
     if frames.num_frames != tokens.num_frames:
         raise InvalidRequestError(f"{frames.num_frames} frames cannot show the tokens of {tokens.num_frames}")
-    columns = min(_MAX_COLUMNS, frames.num_frames)
-    rows = -(-frames.num_frames // columns)
-    width = columns * (_CELL_PX + _GAP_PX) + _GAP_PX
-    height = _HEADER_PX + rows * (_CELL_PX + _CAPTION_PX + _GAP_PX) + _GAP_PX
-    canvas = Image.new("RGB", (width, height), _BACKGROUND)
+    grid = _Grid.of(tokens)
+    canvas = Image.new("RGB", grid.size, _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     large, small = ImageFont.load_default(18), ImageFont.load_default(14)
-    kept = f"{tokens.tokens_kept} of {tokens.tokens_full} visual tokens kept by {tokens.method}"
+    capacities = tokens.capacities or (tokens.patches_per_frame,) * tokens.num_frames
+    kept = f"{sum(tokens.counts)} of {sum(capacities)} patches kept by {tokens.method}"
     draw.text((_GAP_PX, 10), title or "What the language model sees", fill=_TEXT, font=large)
     draw.text((_GAP_PX, 34), kept, fill=_FAINT, font=small)
     start = 0
-    for index, count in enumerate(tokens.counts):
+    for index, (count, most) in enumerate(zip(tokens.counts, capacities, strict=True)):
         mask = _kept_mask(tokens.indices[start : start + count].tolist(), tokens.grid)
         start += count
-        left = _GAP_PX + (index % columns) * (_CELL_PX + _GAP_PX)
-        top = _HEADER_PX + (index // columns) * (_CELL_PX + _CAPTION_PX + _GAP_PX)
+        left, top = grid.place(index)
         canvas.paste(_lit_frame(frames.frames_thwc_u8[index], mask), (left, top))
-        caption = f"{_shown(frames, tokens, index)}   {count} of {tokens.patches_per_frame} patches"
+        caption = f"{_shown(frames, tokens, index)}{count} of {most} patches"
         draw.text((left, top + _CELL_PX + 5), caption, fill=_FAINT, font=small)
     return canvas
 
 
 def _shown(frames: FrameBatch, tokens: VisualTokens, index: int) -> str:
     """When a frame was shown, and which view of it this is."""
+    moment = "" if tokens.medium is Medium.IMAGE else f"{frames.pts_seconds[index]:.2f} s   "
+    if tokens.views_per_picture == 1:
+        return moment
     view = index % tokens.views_per_picture
-    part = "whole" if view == 0 else f"tile {view}"
-    if tokens.medium is Medium.IMAGE:
-        return part
-    moment = f"{frames.pts_seconds[index]:.2f} s"
-    return moment if tokens.views_per_picture == 1 else f"{moment}, {part}"
+    return f"{moment}{'whole' if view == 0 else f'tile {view}'}   "

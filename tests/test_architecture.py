@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,7 +35,13 @@ ALLOWED: dict[str, set[str]] = {
     "cli_tools": {"pipeline", "plan"},
     "cli_eval": {"cli_tools", "eval"},
     "cli_train": {"cli_tools", "mini"},
-    "cli": {"cli_eval", "cli_tools", "cli_train", "media", "picture", "pipeline", "plan", "prune"},
+    "cli_models": {"cli_tools", "mini", "models"},
+    "cli_options": set(),
+    "cli_report": {"pipeline", "plan"},
+    "cli": {
+        *("cli_eval", "cli_models", "cli_options", "cli_report", "cli_tools", "cli_train"),
+        *("media", "picture", "pipeline", "plan", "prune"),
+    },
     "": {"pipeline"},  # the package itself: its front door
 }
 
@@ -46,6 +53,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "typer": (
         "fastervlm_video.cli",
         "fastervlm_video.cli_eval",
+        "fastervlm_video.cli_models",
+        "fastervlm_video.cli_options",
         "fastervlm_video.cli_tools",
         "fastervlm_video.cli_train",
     ),
@@ -64,7 +73,11 @@ ONLY_IN_ONE = {"transformers.generation.continuous_batching": "fastervlm_video.l
 """Parts of libraries whose inner names only one module knows."""
 
 READS_THE_ENVIRONMENT = {"services.settings", "services.run", "fastervlm_video.cli", "fastervlm_video.cli_eval"}
-PRINTS = {"fastervlm_video.cli"}
+PRINTS = {"fastervlm_video.cli_tools"}
+NAMES_ARCHITECTURES = ("fastervlm_video.models.architectures", "fastervlm_video.mini")
+"""Who may: their own modules, and the model that is made here."""
+OWN_NAMES = {"LlavaFamilyAdapter"}
+"""What is called after the architectures without being of any of them."""
 WITHOUT_ALL = {"services", "services.__main__"}  # nothing is to be imported from these
 
 
@@ -211,6 +224,76 @@ def test_a_library_stays_behind_its_part(package: str) -> None:
 def test_inner_names_of_a_library_are_known_in_one_module(part: str) -> None:
     users = {module.name for module in modules().values() if any(inside(name, (part,)) for name, _ in module.imports)}
     assert users == {ONLY_IN_ONE[part]}
+
+
+def _texts(tree: ast.Module) -> Iterator[str]:
+    """String constants, docstrings and the like left out."""
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone:
+            yield node.value
+
+
+def _names(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.arg | ast.keyword):
+            yield node.arg or ""
+        elif isinstance(node, ast.alias):
+            yield from (*node.name.split("."), node.asname or "")
+        elif isinstance(node, ast.ImportFrom):
+            yield from (node.module or "").split(".")
+
+
+def names_of_architectures(tree: ast.Module, types: set[str]) -> set[str]:
+    """What in a module's code names an architecture: a ``model_type``, or a class or module called after one.
+
+    Longer texts may: help and messages give published checkpoints as examples.
+    """
+    found = {text for text in _texts(tree) if text in types or re.fullmatch(r"\w*[Ll]lava\w*", text)}
+    found |= {name for name in _names(tree) if name in types or "llava" in name.lower()}
+    return found - OWN_NAMES
+
+
+def test_architectures_are_named_in_their_own_modules_only() -> None:
+    types = {
+        text
+        for module in modules().values()
+        if inside(module.name, NAMES_ARCHITECTURES[:1])
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "model_type"
+        for text in [ast.literal_eval(node.value)]
+    }
+    assert types >= {"llava", "llava_next", "video_llava"}
+    for module in modules().values():
+        found = names_of_architectures(module.tree, types)
+        assert not found or inside(module.name, NAMES_ARCHITECTURES), f"{module.name} names {found}"
+        if module.name.startswith(f"{NAMES_ARCHITECTURES[0]}."):
+            assert found, f"nothing in {module.name} is seen to name its architecture"
+
+
+@pytest.mark.parametrize(
+    ("code", "seen"),
+    [
+        ("if config.model_type == 'llava_next': pass", {"llava_next"}),
+        ("from transformers import LlavaConfig as Config", {"LlavaConfig"}),
+        ("from transformers.models import llava", {"llava"}),
+        ("import transformers.models.video_llava.processing_video_llava", {"video_llava", "processing_video_llava"}),
+        ("kind = transformers.LlavaNextConfig", {"LlavaNextConfig"}),
+        ("model = getattr(transformers, 'VideoLlavaConfig')", {"VideoLlavaConfig"}),
+        ("kind = 'qwen'", {"qwen"}),
+        ('"""LLaVA, of model type ``llava``."""', set()),
+        ("help = 'a checkpoint such as llava-hf/llava-1.5-7b-hf'", set()),
+        ("from fastervlm_video.models.family import LlavaFamilyAdapter", set()),
+    ],
+)
+def test_a_named_architecture_is_seen(code: str, seen: set[str]) -> None:
+    assert names_of_architectures(ast.parse(code), {"llava", "llava_next", "qwen"}) == seen
 
 
 def test_few_modules_look_at_the_environment() -> None:

@@ -1,7 +1,6 @@
 import inspect
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,11 +11,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fastervlm_video import cli
+from fastervlm_video.cli_models import models_command
 from fastervlm_video.media import write_video
 from fastervlm_video.mini import MINI_NAME, random_scene, render_scene
 from tests.checkpoints import SMALL, save_random_checkpoint
+from tests.cli_kit import Run, run_program
 
-PROGRAM = Path(sys.executable).parent / "fastervlm-video"
 QUESTION = "What color is the square?"
 PATCHES = (SMALL.image_size // SMALL.patch_size) ** 2
 
@@ -41,47 +41,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_checkpoint(tmp_path_factory.mktemp("model") / "my-model")
 
 
-Run = Callable[..., "Outcome"]
-
-
-class Outcome:
-    """Exit status and output of one command."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-    @property
-    def error(self) -> str:
-        """The one line of an error."""
-        assert self.out == ""
-        (line,) = self.err.splitlines()
-        assert line.startswith("error: ")
-        return line.removeprefix("error: ")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command's entry point, in this process."""
-
-    def run(*args: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["fastervlm-video", *map(str, args)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Outcome(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
-
-
-def run_program(*args: object, home: Path) -> Outcome:
-    """The installed command, in a process of its own, with an empty home."""
-    environment = {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment.pop("XDG_CACHE_HOME", None)
-    done = subprocess.run(
-        [PROGRAM, *map(str, args)], capture_output=True, text=True, timeout=180, check=False, env=environment
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
-
-
 def test_ask_prints_the_answer_and_nothing_else_on_standard_output(run: Run, clip: Path, model: Path) -> None:
     options = ["--model", model, "--frames", 4, "--keep", 0.25, "--max-tokens", 8]
     plain = run("ask", clip, QUESTION, *options)
@@ -102,6 +61,7 @@ def test_ask_json(run: Run, clip: Path, model: Path) -> None:
     assert report.keys() == {"model", "answer", "finish_reason", "usage", "video"}
     video = report["video"]
     assert (video["frames"], video["method"], video["cache"]) == (3, "uniform_grid", "miss")
+    assert (video["medium"], video["views_per_picture"]) == ("video", 1)
     assert (video["tokens_kept"], video["tokens_per_frame"]) == (3 * 6, [5, 5, 5])
     assert video["tokens_full"] == 3 * (PATCHES + 1)
     assert video["seconds"].keys() == {"decode", "encode", "first_token", "generate"}
@@ -156,6 +116,10 @@ BAD_INPUT: dict[str, tuple[BadInput, str]] = {
     "no tokens": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--max-tokens", 0), "got 0"),
     "too many tokens": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--max-tokens", 9999), "512"),
     "seed below zero": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--seed", -1), "got -1"),
+    "no such layout": (
+        lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--image-layout", "mosaic"),
+        "'hugging_face', 'reference'",
+    ),
     "no such device": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--device", "abacus"), "abacus"),
     "nowhere to write": (
         lambda clip, model, tmp: ("show", clip, "-m", model, "--frames", 1, "--out", tmp / "no" / "kept.png"),
@@ -189,17 +153,15 @@ def test_usage_errors_say_where_help_is(run: Run) -> None:
     assert run("nothing").error.endswith("(see fastervlm-video --help)")
 
 
-@pytest.mark.parametrize("command", ["ask", "show", "serve"])
+@pytest.mark.parametrize("command", ["ask", "show", "serve", "models"])
 def test_help_tells_of_every_option(command: str) -> None:
     done = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, [command, "--help"])
     assert done.exit_code == 0
-    function = getattr(cli, command)
+    function = {"models": models_command}.get(command) or getattr(cli, command)
     assert function.__doc__ is not None
     assert function.__doc__.splitlines()[0] in done.output
     for name in inspect.signature(function).parameters:
-        option = {"as_json": "--json", "video": "video", "question": "question"}.get(
-            name, f"--{name.replace('_', '-')}"
-        )
+        option = {"as_json": "--json", "file": "file", "question": "question"}.get(name, f"--{name.replace('_', '-')}")
         assert option in done.output
     assert "[bold]" not in done.output
     assert "[CLS]" in done.output or command != "ask"
@@ -209,7 +171,7 @@ def test_help_without_arguments_and_the_commands_in_it(run: Run) -> None:
     done = run()
     assert done.status == 2
     assert done.err == ""
-    assert all(command in done.out for command in ("ask", "show", "serve"))
+    assert all(command in done.out for command in ("ask", "show", "serve", "models"))
     assert run("--help").status == 0
 
 

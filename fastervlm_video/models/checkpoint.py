@@ -5,19 +5,17 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from fastervlm_video.config import Medium, ModelOptions
 from fastervlm_video.errors import CheckpointError
 from fastervlm_video.models.base import LanguageHalf, ModelAdapter
+from fastervlm_video.models.blueprint import CONFIG_ERRORS, Blueprint
+from fastervlm_video.models.locate import locate
 from fastervlm_video.models.placement import AUTO, resolve_device, resolve_dtype
-from fastervlm_video.models.registry import adapter_for, require_supported
 from fastervlm_video.models.weights import Weights, read_json
 from fastervlm_video.vision.encoder import VisionEncoder
 from fastervlm_video.vision.layout import ViewLayout
@@ -25,15 +23,7 @@ from fastervlm_video.vision.preprocess import Preprocessing
 
 __all__ = ["Checkpoint"]
 
-# No pickles, no code: what is not named here is not downloaded.
-_DOWNLOADED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model")
-_CONFIG_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
 _FINGERPRINT_VERSION = 1
-_OF_VIDEOS, _OF_PICTURES = "video_preprocessor_config.json", "preprocessor_config.json"
-_PREPROCESSING = {
-    Medium.VIDEO: ("video_processor", _OF_VIDEOS, _OF_PICTURES, "image_processor"),
-    Medium.IMAGE: ("image_processor", _OF_PICTURES, "video_processor", _OF_VIDEOS),
-}
 
 
 class Checkpoint:
@@ -83,21 +73,15 @@ class Checkpoint:
         Raises:
             CheckpointError: it cannot be found, or is of a kind that is not supported.
         """
-        name, folder = _locate(model, revision)
-        require_supported(read_json(folder / "config.json").get("model_type"))
-        try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except _CONFIG_ERRORS as error:
-            raise CheckpointError(f"{folder / 'config.json'} is not a usable config: {error}") from error
-        adapter = adapter_for(config, options)
-        preprocessing = {medium: _read_preprocessing(folder, adapter, medium) for medium in Medium}
+        name, folder = locate(model, revision)
+        blueprint = Blueprint.read(folder, options)
         return cls(
             name=name,
             folder=folder,
-            config=config,
-            adapter=adapter,
+            config=blueprint.config,
+            adapter=blueprint.adapter,
             weights=Weights.open(folder),
-            preprocessing=preprocessing,
+            preprocessing=blueprint.preprocessing,
         )
 
     @property
@@ -149,7 +133,7 @@ class Checkpoint:
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-        except (*_CONFIG_ERRORS, ImportError) as error:
+        except (*CONFIG_ERRORS, ImportError) as error:
             raise CheckpointError(f"{self.folder} holds no usable tokenizer: {error}") from error
         legacy_template = self.folder / "chat_template.json"
         if tokenizer.chat_template is None and legacy_template.is_file():
@@ -228,48 +212,6 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.name}, {self.adapter.model_type}, {self.folder})"
-
-
-def _locate(model: str | Path, revision: str | None) -> tuple[str, Path]:
-    """Name and local folder of a model, downloaded if need be."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder.resolve().name, folder
-    text = str(model)
-    if isinstance(model, Path) or text.startswith(("/", ".", "~")) or text.count("/") > 1:
-        raise CheckpointError(f"no model folder at {text}")
-    try:
-        downloaded = snapshot_download(text, revision=revision, allow_patterns=list(_DOWNLOADED))
-    except Exception as error:  # the hub client's and its HTTP library's errors have no common root
-        raise CheckpointError(
-            f"{text!r} is no folder here and cannot be fetched from the hub: {error}. Check the name, the revision "
-            "and the network, or give a folder that holds the checkpoint"
-        ) from error
-    return text, Path(downloaded)
-
-
-def _read_preprocessing(folder: Path, adapter: ModelAdapter, medium: Medium) -> Preprocessing:
-    """The adapter's reading of the config for a medium, which must end in views of the tower's size."""
-    preprocessing = adapter.preprocessing(_find_preprocessing(folder, medium), medium)
-    size = (adapter.image_size, adapter.image_size)
-    if preprocessing.output_size != size:
-        raise CheckpointError(
-            f"{folder}: the preprocessor config makes frames of {preprocessing.output_size} (height, width), "
-            f"the tower takes {size}"
-        )
-    return preprocessing
-
-
-def _find_preprocessing(folder: Path, medium: Medium) -> dict[str, Any]:
-    """In the order of preference of Hugging Face's processors for the medium; what is nested is in another file."""
-    nested = read_json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
-    for place in _PREPROCESSING[medium]:
-        if place.endswith(".json"):
-            if (folder / place).is_file():
-                return read_json(folder / place)
-        elif isinstance(nested.get(place), dict):
-            return dict(nested[place])
-    raise CheckpointError(f"{folder} holds no preprocessor_config.json, so how to treat frames is not known")
 
 
 def _digest(tensor: Tensor) -> str:

@@ -164,6 +164,11 @@ class Tiling:
                 f"a resolution must be a positive multiple of the tile size {self.tile_size}, got {height}x{width}",
             )
 
+    @property
+    def max_views(self) -> int:
+        """Views of the picture that has the most: the whole, and the tiles of the largest resolution."""
+        return 1 + max(height // self.tile_size * (width // self.tile_size) for height, width in self.resolutions)
+
 
 @dataclass(frozen=True, slots=True)
 class PruneSpec:

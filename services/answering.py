@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastervlm_video.cache import TokenCache
-from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
+from fastervlm_video.config import FrameSampling, ModelOptions, PruneSpec, SamplingParams
 from fastervlm_video.errors import FasterVLMError, FingerprintMismatchError, UnavailableError
 from fastervlm_video.language import Message
 from fastervlm_video.plan import ModelFacts, TokenPlan
@@ -50,8 +50,8 @@ class Question:
 
     Attributes:
         request_id: for logs.
-        digest: SHA-256 of the stored video.
-        owner: name of the tenant whose video it is.
+        digest: SHA-256 of the stored file.
+        owner: name of the tenant whose file it is.
         messages: the conversation, which ends with the question.
         sampling: which frames.
         prune: which tokens.
@@ -95,10 +95,14 @@ class Answering:
         facts: of the served checkpoint.
         cache: asked only whether it holds an entry; entries themselves do not come here.
         stages: the other deployments.
+        options: with which ``facts`` were opened.
     """
 
-    def __init__(self, facts: ModelFacts, cache: TokenCache, stages: Stages) -> None:
+    def __init__(
+        self, facts: ModelFacts, cache: TokenCache, stages: Stages, *, options: ModelOptions | None = None
+    ) -> None:
         self._facts, self._cache, self._stages = facts, ClaimBoard(cache), stages
+        self._options = options or ModelOptions()
         self._meter = AnswerMeter()
         self._flights: Flights[tuple[TokenPlan, bool], SharedEncoding] = Flights(lambda work: work.close(cancel=True))
 
@@ -125,12 +129,12 @@ class Answering:
                 if answer is not None:
                     async with answer.stream as stream:
                         begun = True
-                        self._meter.record(cache=answer.ready.cache)
+                        self._meter.record(cache=answer.ready.cache, medium=question.plan.medium)
                         yield answer.ready
                         async for event in stream:
                             yield _expect_answer(event)
                     return
-                error: FasterVLMError = UnavailableError("the video's tokens were lost before they could be used")
+                error: FasterVLMError = UnavailableError("the visual tokens were lost before they could be used")
             except STAGE_FAILURES as exc:
                 error = as_own_error(exc)
                 if begun or not isinstance(error, UnavailableError | FingerprintMismatchError):
@@ -152,7 +156,7 @@ class Answering:
             return None if isinstance(first, TokensMissing) else _Begun(VideoReady(_expect_ready(first), "hit"), stream)
 
     async def _begin_encoded(self, question: Question, *, trust_cache: bool) -> _Begun | None:
-        """Have the video encoded, or wait with others for it, until its tokens have reached a Generator.
+        """Have the video or picture encoded, or wait with others for it, until its tokens have reached a Generator.
 
         From there on the answer is this request's own affair.
         """
@@ -174,9 +178,13 @@ class Answering:
         )
 
     def _begin_encoding(self, question: Question) -> Encoding:
+        medium = question.plan.medium
+        steps, fingerprint = self._facts.preprocessing(medium), self._facts.fingerprint(medium)
         return self._stages.begin_encoding(
-            DecodeOrder(question.digest, question.sampling, self._facts.preprocessing.resize, question.owner),
-            EncodeOrder(question.digest, question.plan.key, question.prune, self._facts.fingerprint, question.owner),
+            DecodeOrder(question.digest, question.sampling, steps.resize, question.owner, medium, steps.tiling),
+            EncodeOrder(
+                question.digest, question.plan.key, question.prune, fingerprint, question.owner, medium, self._options
+            ),
         )
 
     def _answer_order(self, question: Question) -> AnswerOrder:
@@ -185,8 +193,10 @@ class Answering:
             messages=question.messages,
             key=question.plan.key,
             tokens_per_frame=question.plan.tokens_per_frame,
-            fingerprint=self._facts.fingerprint,
+            fingerprint=self._facts.fingerprint(question.plan.medium),
             sampling=question.params,
+            medium=question.plan.medium,
+            options=self._options,
         )
 
 

@@ -41,7 +41,7 @@ class CompleteAnswer:
         text: of the answer.
         finish_reason: ``length`` if the token limit cut it.
         usage: token counts.
-        video: what was done with the video.
+        video: what was done with the video or picture.
     """
 
     text: str
@@ -54,8 +54,8 @@ class AnswerBuilder:
     """Gathers an answer's events.
 
     Args:
-        digest: SHA-256 of the video.
-        fetch_seconds: time spent on receiving or downloading the video.
+        digest: SHA-256 of the video or picture.
+        fetch_seconds: time spent on receiving or downloading it.
         begin: ``time.perf_counter()`` when the request came in.
     """
 
@@ -81,8 +81,10 @@ class AnswerBuilder:
         spent = {"fetch": self._fetch_seconds, **tokens.seconds, **(seconds or {})}
         return VideoBlock(
             file_id=file_id(self._digest),
+            medium=tokens.medium.value,
             frames=len(tokens.pts_seconds),
             frame_seconds=[round(moment, 3) for moment in tokens.pts_seconds],
+            views_per_picture=tokens.views_per_picture,
             method=tokens.method,
             tokens_full=tokens.tokens_full,
             tokens_kept=tokens.tokens_kept,
@@ -109,7 +111,7 @@ class Dialect(Protocol):
         """The body of an answer that is not streamed."""
 
     def begin(self, answer: AnswerBuilder) -> str:
-        """What comes first, when the video's tokens are known."""
+        """What comes first, when the visual tokens are known."""
 
     def piece(self, text: str) -> str:
         """The next piece of text."""

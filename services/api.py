@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 import fastervlm_video
 from fastervlm_video.cache import video_key
+from fastervlm_video.config import Medium
 from fastervlm_video.plan import ModelFacts
 from services.admission import Admission
 from services.answering import Answering
@@ -28,7 +29,7 @@ from services.metrics import CacheReporter
 from services.middleware import AdmissionMiddleware
 from services.paths import FILES_PATH, INLINE_PATHS, QUESTION_PATHS, UPLOAD_PATHS
 from services.readiness import ReadinessProbe
-from services.requests import VideoIntake
+from services.requests import FileIntake
 from services.routes import build_router
 from services.service import VideoService
 from services.settings import Settings
@@ -39,9 +40,9 @@ __all__ = ["Api", "create_http_app"]
 logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """
-Ask questions about videos. A video is turned **once** into a small set of visual tokens, chosen in each frame
-by the vision encoder's own [CLS] attention (FasterVLM), and cached; any number of questions are then answered
-from them.
+Ask questions about videos and pictures. A video is turned **once** into a small set of visual tokens, chosen in each
+frame by the vision encoder's own [CLS] attention (FasterVLM), and cached; any number of questions are then answered
+from them. A picture is treated as a frame of its own.
 """
 
 
@@ -125,8 +126,10 @@ class Api:
         generator: DeploymentHandle[Any],
     ) -> None:
         join_replica_log()
-        facts = ModelFacts.open(settings.model, revision=settings.revision)
-        logger.info("serving %s with the tower %s", facts.name, facts.fingerprint[:12])  # hashed here, not in a request
+        options = settings.model_options()
+        facts = ModelFacts.open(settings.model, revision=settings.revision, options=options)
+        for medium in Medium:  # the towers are hashed here, not in a request
+            logger.info("serving %s, %ss by the tower %s", facts.name, medium, facts.fingerprint(medium)[:12])
         _warn_of_local_stores(settings)
         cache, blobs = open_service_cache(settings), open_blob_store(settings)
         CacheReporter(cache).start()
@@ -136,8 +139,8 @@ class Api:
             facts=facts,
             cache=cache,
             blobs=blobs,
-            intake=VideoIntake(settings, blobs),
-            answering=Answering(facts, cache, Stages(decoder, encoder, generator)),
+            intake=FileIntake(settings, blobs),
+            answering=Answering(facts, cache, Stages(decoder, encoder, generator), options=options),
             readiness=ReadinessProbe(
                 serve.get_replica_context().app_name,
                 {name.capitalize(): settings.stage(name).min_replicas for name in ("decoder", "encoder", "generator")},

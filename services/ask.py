@@ -12,9 +12,10 @@ import json
 import time
 from typing import Any
 
+from fastervlm_video.config import Medium
 from fastervlm_video.language import Message
 from services.answers import AnswerBuilder, CompleteAnswer
-from services.inquiry import Inquiry, RemoteVideo, StoredVideo, VideoSource
+from services.inquiry import FileSource, Inquiry, RemoteFile, StoredFile
 from services.schemas import AskRequest, AskResponse
 from services.uploads import SpooledFile
 
@@ -22,10 +23,10 @@ __all__ = ["AskDialect", "ask_inquiry"]
 
 
 def ask_inquiry(ask: AskRequest, file: SpooledFile | None) -> Inquiry:
-    """What a question asks, about the one video that it names or brings along."""
+    """What a question asks, about the one video or picture that it names or brings along."""
     return Inquiry(
         messages=(Message("user", ask.question),),
-        video=_source(ask, file),
+        source=_source(ask, file),
         num_frames=ask.num_frames,
         method=ask.method,
         keep_ratio=ask.keep_ratio,
@@ -39,10 +40,12 @@ def ask_inquiry(ask: AskRequest, file: SpooledFile | None) -> Inquiry:
     )
 
 
-def _source(ask: AskRequest, file: SpooledFile | None) -> VideoSource:
+def _source(ask: AskRequest, file: SpooledFile | None) -> FileSource:
     if file is not None:
         return file
-    return StoredVideo(ask.file_id) if ask.file_id else RemoteVideo(ask.video_url or "")
+    if ask.file_id:
+        return StoredFile(ask.file_id)
+    return RemoteFile(ask.image_url, Medium.IMAGE) if ask.image_url else RemoteFile(ask.video_url or "", Medium.VIDEO)
 
 
 class AskDialect:
@@ -69,7 +72,7 @@ class AskDialect:
         )
 
     def begin(self, answer: AnswerBuilder) -> str:
-        """What is known of the video."""
+        """What is known of the video or picture."""
         return _event("video", answer.video().model_dump_json())
 
     def piece(self, text: str) -> str:

@@ -1,9 +1,9 @@
-"""Uploaded videos, stored under the SHA-256 of their content in any fsspec location.
+"""Uploaded videos and pictures, stored under the SHA-256 of their content in any fsspec location.
 
 ::
 
     <url>/objects/ab/abcdef…          the bytes; those of named tenants are in tenants/<name>/ instead
-    <url>/objects/ab/abcdef….json     size, file name, times; a blob exists if and only if this does
+    <url>/objects/ab/abcdef….json     size, medium, name, times; a blob exists if and only if this does
     <url>/incoming/<seconds>-<uuid>   being written; moved into place when complete
     <url>/usage, <url>/lock           local folders only, see services.blob_usage
 
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastervlm_video.errors import InvalidRequestError, StorageFullError, UnavailableError, VideoNotFoundError
+from fastervlm_video.media import SNIFF_BYTES, sniff_medium
 from services.blob_files import LocalFiles, open_files
 from services.blob_paths import ROOTS, BlobPath
 from services.blob_usage import ListedUsage, LocalUsage, Usage
@@ -93,6 +94,8 @@ class BlobStore:
     ) -> StoredBlob:
         """Store what ``stream`` gives from its present position; bytes that are there already are kept.
 
+        What medium it is is decided here, by its first bytes, for as long as it is stored.
+
         Raises:
             StorageFullError: the quota would be exceeded, even without what has expired.
             UnavailableError: the storage failed.
@@ -100,10 +103,11 @@ class BlobStore:
         incoming = f"{_INCOMING}/{int(self._clock())}-{uuid.uuid4().hex}"
         with _storage_errors():
             try:
-                digest, size_bytes = self._receive(stream, incoming)
+                digest, size_bytes, medium = self._receive(stream, incoming)
                 now = self._clock()
                 expires_at = math.ceil(now + self._ttl_seconds)
-                blob = StoredBlob(digest, size_bytes, int(now), expires_at, shown_name(filename), owner, purpose)
+                name = shown_name(filename)
+                blob = StoredBlob(digest, size_bytes, int(now), expires_at, name, owner, purpose, medium)
                 with self._usage.lock():
                     return self._commit(incoming, blob)
             finally:
@@ -144,7 +148,7 @@ class BlobStore:
         """The blob as a local, seekable file to read from, which stays readable if the blob is deleted meanwhile.
 
         In a local folder this is the file itself; from elsewhere it is a temporary copy, checked against the
-        digest.
+        digest. Either way its medium must be the one that its description says.
 
         Raises:
             VideoNotFoundError: this owner has none with this digest (any more), or what is stored is damaged.
@@ -154,6 +158,8 @@ class BlobStore:
         with contextlib.ExitStack() as resources:
             with _storage_errors():
                 file = self._open(blob, resources)
+                if file is not None and _medium_of(file) != blob.medium:
+                    file = None
             if file is None:
                 logger.error("blob %s is missing or is not what was stored", digest)
                 raise VideoNotFoundError(f"the stored copy of {file_id(digest)} is damaged; upload it again")
@@ -190,24 +196,26 @@ class BlobStore:
         with _storage_errors(), self._usage.lock():
             return self._usage.read_bytes(self._recount)
 
-    def _receive(self, stream: BinaryIO, incoming: str) -> tuple[str, int]:
-        """Copy the stream; its digest and length."""
-        digest, size_bytes = hashlib.sha256(), 0
+    def _receive(self, stream: BinaryIO, incoming: str) -> tuple[str, int, str]:
+        """Copy the stream; its digest, its length, and its medium."""
+        digest, size_bytes, head = hashlib.sha256(), 0, b""
         with self._files.create(incoming) as target:
             while chunk := stream.read(CHUNK_BYTES):
                 digest.update(chunk)
                 size_bytes += len(chunk)
+                head += chunk[: SNIFF_BYTES - len(head)]
                 if size_bytes + OVERHEAD_BYTES > self._quota_bytes:
                     raise self._full(size_bytes)
                 target.write(chunk)
-        return digest.hexdigest(), size_bytes
+        return digest.hexdigest(), size_bytes, sniff_medium(head).value
 
     def _commit(self, incoming: str, blob: StoredBlob) -> StoredBlob:
         """Move a received file into place, or renew the blob that has the same content. Under the lock."""
         path = BlobPath(blob.owner, blob.digest)
         known = self._read_sidecar(path)
         if known is not None and self._files.size_bytes(path.content) == blob.size_bytes:
-            blob = replace(known, expires_at=max(blob.expires_at, known.expires_at))
+            # The medium is that of the bytes, whatever an older, or a damaged, description says of it.
+            blob = replace(known, expires_at=max(blob.expires_at, known.expires_at), medium=blob.medium)
         else:
             self._drop(path)  # a damaged copy, or one whose process died before the sidecar was written
             self._make_room(blob.size_bytes)
@@ -320,6 +328,11 @@ class BlobStore:
         except ValueError as exc:
             logger.warning("the description of a blob is damaged, so it counts as missing: %s: %s", path, exc)
             return None
+
+
+def _medium_of(file: BinaryIO) -> str:
+    file.seek(0)
+    return sniff_medium(file.read(SNIFF_BYTES)).value
 
 
 @contextlib.contextmanager

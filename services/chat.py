@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from fastervlm_video.config import Medium
 from fastervlm_video.errors import InvalidRequestError, UnsupportedParameterError
 from fastervlm_video.language import Message
 from services.answers import AnswerBuilder, CompleteAnswer
@@ -18,12 +19,13 @@ from services.chat_schemas import (
     ChatRequest,
     ChunkChoice,
     ChunkDelta,
+    ImagePart,
     ReplyMessage,
     TextPart,
     VideoPart,
 )
 from services.inline import is_data_url
-from services.inquiry import InlineVideo, Inquiry, RemoteVideo, StoredVideo, VideoSource, require_served
+from services.inquiry import FileSource, InlineFile, Inquiry, RemoteFile, StoredFile, require_served
 from services.stored_blob import is_file_id
 
 __all__ = ["ChatDialect", "chat_inquiry", "supported_fields"]
@@ -80,7 +82,7 @@ def chat_inquiry(chat: ChatRequest, served_model: str) -> Inquiry:
 
     Raises:
         ModelNotFoundError: it asks another model.
-        InvalidRequestError: there is not exactly one video, in the user's first message; or two fields
+        InvalidRequestError: there is not exactly one video or picture, in the user's first message; or two fields
             contradict each other.
     """
     require_served(chat.model, served_model)
@@ -88,7 +90,7 @@ def chat_inquiry(chat: ChatRequest, served_model: str) -> Inquiry:
         raise InvalidRequestError("stream_options needs stream=true", param="stream_options")
     return Inquiry(
         messages=tuple(_message(message) for message in chat.messages),
-        video=_source(_only_video(chat.messages)),
+        source=_source(_only_file(chat.messages)),
         num_frames=chat.num_frames,
         method=chat.method,
         keep_ratio=chat.keep_ratio,
@@ -124,34 +126,40 @@ def _message(message: ChatMessage) -> Message:
     return Message("system" if message.role == "developer" else message.role, text)
 
 
-def _only_video(messages: list[ChatMessage]) -> str:
-    """The URL of the conversation's video."""
+def _only_file(messages: list[ChatMessage]) -> VideoPart | ImagePart:
+    """The conversation's video or picture."""
     found = [
-        (index, part.video_url.url)
+        (index, part)
         for index, message in enumerate(messages)
         for part in message.content
-        if isinstance(part, VideoPart)
+        if isinstance(part, VideoPart | ImagePart)
     ]
     if len(found) != 1:
         raise InvalidRequestError(
-            f"a conversation is about one video, but this one has {len(found)}; put one part like "
-            '{"type": "video_url", "video_url": {"url": "file-…"}} into the first of the user\'s messages',
+            f"a conversation is about one video or one picture, but this one has {len(found)}; put one part like "
+            '{"type": "video_url", "video_url": {"url": "file-…"}}, or the same with image_url, into the first of the '
+            "user's messages",
             param="messages",
         )
-    index, url = found[0]
+    index, part = found[0]
     first_user = next((at for at, message in enumerate(messages) if message.role == "user"), None)
     if index != first_user:
         raise InvalidRequestError(
-            f"the video must be in the user's first message, but is in message {index} ({messages[index].role})",
+            f"the video or picture must be in the user's first message, but is in message {index} "
+            f"({messages[index].role})",
             param=f"messages.{index}",
         )
-    return url
+    return part
 
 
-def _source(url: str) -> VideoSource:
+def _source(part: VideoPart | ImagePart) -> FileSource:
+    if isinstance(part, ImagePart):
+        url, medium = part.image_url.url, Medium.IMAGE
+    else:
+        url, medium = part.video_url.url, Medium.VIDEO
     if is_file_id(url):
-        return StoredVideo(url)
-    return InlineVideo(url) if is_data_url(url) else RemoteVideo(url)
+        return StoredFile(url, medium)
+    return InlineFile(url, medium) if is_data_url(url) else RemoteFile(url, medium)
 
 
 class ChatDialect:

@@ -16,6 +16,8 @@ __all__ = [
     "ChatRequest",
     "ChunkChoice",
     "ChunkDelta",
+    "ImagePart",
+    "ImageUrl",
     "ReplyMessage",
     "StreamOptions",
     "TextPart",
@@ -61,13 +63,33 @@ class VideoUrl(_Strict):
 
 
 class VideoPart(_Strict):
-    """The video; one in the whole conversation, in the user's first message."""
+    """The video; one video or picture in the whole conversation, in the user's first message."""
 
     type: Literal["video_url"]
     video_url: VideoUrl
 
 
-Part = Annotated[TextPart | VideoPart, Field(discriminator="type")]
+class ImageUrl(_Strict):
+    """Where a picture is."""
+
+    url: Annotated[str, StringConstraints(min_length=1)] = Field(
+        description="Id of an uploaded JPEG, PNG or WebP file (`file-…`), `data:image/png;base64,…`, or an http(s) "
+        "address on the server's allow-list.",
+        examples=[FILE_ID_EXAMPLE],
+    )
+    detail: Literal["auto", "low", "high"] | None = Field(
+        default=None, description="Taken, and without effect: the model decides how closely it looks at a picture."
+    )
+
+
+class ImagePart(_Strict):
+    """The picture; one video or picture in the whole conversation, in the user's first message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | VideoPart | ImagePart, Field(discriminator="type")]
 Parts = Annotated[list[Part], Field(min_length=1, max_length=_MAX_PARTS)]
 Content = Annotated[Parts, BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])]
 Stops = Annotated[
@@ -98,7 +120,10 @@ class StreamOptions(_Strict):
 
 
 class ChatRequest(_Strict):
-    """A conversation about one video, in OpenAI's form; `method`, `keep_…` and `num_frames` go into `extra_body`."""
+    """A conversation about one video or picture, in OpenAI's form.
+
+    `method`, `keep_…` and `num_frames` go into `extra_body`.
+    """
 
     model: str = Field(description="The served model's id, see /v1/models.")
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] = Field(
@@ -114,7 +139,9 @@ class ChatRequest(_Strict):
     stop: Stops | None = Field(default=None, description="Up to four texts that end the answer.")
     stream: bool | None = Field(default=None, description="Answer as server-sent events, ended by `[DONE]`.")
     stream_options: StreamOptions | None = None
-    num_frames: int | None = Field(default=None, ge=1, description="Frames to look at, evenly spread in time.")
+    num_frames: int | None = Field(
+        default=None, ge=1, description="Frames of a video to look at, evenly spread in time."
+    )
     method: str | None = Field(default=None, description="Pruning method, see `methods` in /v1/models.")
     keep_ratio: float | None = Field(
         default=None, gt=0, le=1, description="Share of each frame's visual tokens to keep."
@@ -181,6 +208,11 @@ class ChatChunk(BaseModel):
 
 
 _MODEL = "fastervlm-video/mini"
+# A grey square of 8 x 8 pixels.
+_PNG_EXAMPLE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mNsaGhgwAaYGHCAwSkBADAX"
+    "AZDUexXGAAAAAElFTkSuQmCC"
+)
 CHAT_EXAMPLES: dict[str, Any] = {
     "uploaded": {
         "summary": "About an uploaded file",
@@ -197,6 +229,22 @@ CHAT_EXAMPLES: dict[str, Any] = {
             ],
             "temperature": 0,
             "keep_ratio": 0.1,
+        },
+    },
+    "picture": {
+        "summary": "About a picture inside the request",
+        "value": {
+            "model": _MODEL,
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": _PNG_EXAMPLE, "detail": "auto"}},
+                        {"type": "text", "text": "What color is it?"},
+                    ],
+                }
+            ],
+            "temperature": 0,
         },
     },
     "turns": {

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Decoder:
-    """Decodes each video in a child process of its own, which is killed when the asker leaves.
+    """Decodes each file in a child process of its own, which is killed when the asker leaves.
 
     Args:
         settings: limits, and where uploads are.
@@ -32,10 +32,10 @@ class Decoder:
         self._meter = WorkMeter("decode")
 
     async def decode(self, order: DecodeOrder) -> DecodedVideo:
-        """Take the ordered frames out of a stored video.
+        """Take the ordered frames out of a stored video, or the views out of a picture.
 
         Raises:
-            VideoNotFoundError: the video was deleted or has expired.
+            VideoNotFoundError: the file was deleted or has expired.
             MediaError: it cannot be decoded within the limits.
         """
         begin = time.perf_counter()
@@ -47,13 +47,19 @@ class Decoder:
             raise
         seconds = time.perf_counter() - begin
         logger.info("decoded %s in %.3f s", frames, seconds)
-        self._meter.record(videos=1, frames=frames.num_frames, seconds=seconds)
+        self._meter.record(videos=1, frames=frames.num_pictures, seconds=seconds)
         return DecodedVideo(frames, {"decode": seconds})
 
     def _decode(self, order: DecodeOrder, cancelled: threading.Event) -> FrameBatch:
         with self._blobs.open_local(order.digest, owner=order.owner) as file:
             return self._sandbox.decode(
-                file.fileno(), order.sampling, limits=self._limits, resize=order.resize, cancelled=cancelled
+                file.fileno(),
+                order.sampling,
+                limits=self._limits,
+                resize=order.resize,
+                tiling=order.tiling,
+                medium=order.medium,
+                cancelled=cancelled,
             )
 
     def __del__(self) -> None:

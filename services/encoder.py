@@ -1,4 +1,4 @@
-"""The Encoder stage: frames of several videos in one pass of the tower, pruned, cached."""
+"""The Encoder stage: frames of several videos and pictures in one pass of a tower, pruned, cached."""
 
 import asyncio
 import logging
@@ -10,14 +10,16 @@ import torch
 from ray import serve
 
 from fastervlm_video.cache import encode_tokens
+from fastervlm_video.config import Medium
 from fastervlm_video.errors import FasterVLMError, FingerprintMismatchError, UnavailableError, VideoNotFoundError
 from fastervlm_video.plan import ModelFacts
-from fastervlm_video.vision import EncodeJob, VisualTokens
+from fastervlm_video.vision import EncodeJob, VisionEncoder, VisualTokens
 from services.logs import join_replica_log
 from services.metrics import CacheReporter, WorkMeter
 from services.settings import Settings
 from services.stages import DecodedVideo, EncodedTokens, EncodeOrder
 from services.stores import open_blob_store, open_service_cache
+from services.views import max_views
 
 __all__ = ["Encoder"]
 
@@ -34,12 +36,24 @@ def _count_frames(jobs: list[EncodeJob]) -> int:
     return sum(job.frames.num_frames for job in jobs)
 
 
-class Encoder:
-    """Runs the vision half of the checkpoint.
+def _load_encoders(facts: ModelFacts, settings: Settings) -> dict[Medium, VisionEncoder]:
+    """By medium; media that one tower sees have one encoder."""
+    by_tower: dict[str, VisionEncoder] = {}
+    for medium in Medium:
+        tower = facts.checkpoint.adapter.tower(medium)
+        if tower not in by_tower:
+            by_tower[tower] = facts.checkpoint.load_vision(
+                settings.device, settings.dtype, medium=medium, compile_tower=settings.encoder_compile
+            )
+    return {medium: by_tower[facts.checkpoint.adapter.tower(medium)] for medium in Medium}
 
-    One thread runs the tower and does nothing else; packing and storing a video's tokens go on beside the next pass.
+
+class Encoder:
+    """Runs the vision half of the checkpoint: one tower for videos and pictures, or one for each.
+
+    One thread runs the towers and does nothing else; packing and storing a video's tokens go on beside the next pass.
     Memory is bounded by settings: a pass by ``max_batch_frames``; what waits for a pass, or for being stored, by
-    ``encoder.max_ongoing_requests`` videos of at most ``max_num_frames`` frames.
+    ``encoder.max_ongoing_requests`` videos of at most ``max_num_frames`` frames, each with its views.
 
     Args:
         settings: model, device, batching and cache.
@@ -48,32 +62,33 @@ class Encoder:
     def __init__(self, settings: Settings) -> None:
         join_replica_log()
         torch.set_num_threads(settings.encoder.threads())
-        facts = ModelFacts.open(settings.model, revision=settings.revision)
-        self._encoder = facts.checkpoint.load_vision(
-            device=settings.device, dtype=settings.dtype, compile_tower=settings.encoder_compile
-        )
+        self._options = settings.model_options()
+        self._facts = ModelFacts.open(settings.model, revision=settings.revision, options=self._options)
+        self._encoders = _load_encoders(self._facts, settings)
         self._cache, self._blobs = open_service_cache(settings), open_blob_store(settings)
         CacheReporter(self._cache).start()
         self._meter = WorkMeter("encode")
         self._max_batch_frames = settings.max_batch_frames
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tower")
-        self._encode_together.set_max_batch_size(max(settings.max_batch_frames, settings.max_num_frames))  # type: ignore[attr-defined]
+        most_frames = settings.max_num_frames * max_views(self._facts)
+        self._encode_together.set_max_batch_size(max(settings.max_batch_frames, most_frames))  # type: ignore[attr-defined]
         self._encode_together.set_batch_wait_timeout_s(settings.encode_batch_wait_seconds)  # type: ignore[attr-defined]
 
     async def encode(self, video: DecodedVideo, order: EncodeOrder) -> EncodedTokens:
-        """Encode and prune one video, and put its tokens into the cache.
+        """Encode and prune one video or picture, and put its tokens into the cache.
 
         Raises:
-            FingerprintMismatchError: the asker means another tower than this replica runs.
+            FingerprintMismatchError: the asker means another tower, or another layout, than this replica runs.
             InvalidRequestError: the frames or the budget do not fit the tower.
         """
-        if order.fingerprint != self._encoder.fingerprint:
+        encoder = self._encoders[order.medium]
+        if (order.fingerprint, order.options) != (encoder.fingerprint, self._options):
             raise FingerprintMismatchError(
-                f"this encoder runs the tower {self._encoder.fingerprint[:12]}, not {order.fingerprint[:12]}; "
-                "an upgrade may be under way, try again"
+                f"this encoder runs the tower {encoder.fingerprint[:12]} with {self._options}, not "
+                f"{order.fingerprint[:12]} with {order.options}; an upgrade may be under way, try again"
             )
-        job = EncodeJob(video.frames, order.prune)
-        self._encoder.check(job)
+        job = self._facts.encode_job(video.frames, order.prune, order.medium)
+        encoder.check(job)
         encoded = await self._encode_together(job)
         if isinstance(encoded, FasterVLMError):
             raise encoded
@@ -81,7 +96,7 @@ class Encoder:
         return EncodedTokens(blob, {**video.seconds, "encode": encoded.seconds})
 
     def _store(self, order: EncodeOrder, tokens: VisualTokens) -> bytes:
-        """Pack the tokens and cache them, unless their video was deleted while they were made."""
+        """Pack the tokens and cache them, unless their file was deleted while they were made."""
         blob = encode_tokens(tokens, dtype=self._cache.dtype)
         self._cache.insert(order.key, blob)
         try:
@@ -89,24 +104,34 @@ class Encoder:
         except VideoNotFoundError:
             self._cache.delete_video(order.key.video)
         except FasterVLMError as exc:
-            logger.warning("cannot tell whether the video is still there: %s", exc)
+            logger.warning("cannot tell whether the file is still there: %s", exc)
         return blob
 
     @serve.batch(batch_size_fn=_count_frames)
     async def _encode_together(self, jobs: list[EncodeJob]) -> list[_Encoded | FasterVLMError]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, jobs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encode_by_tower, jobs)
 
-    def _encode(self, jobs: list[EncodeJob]) -> list[_Encoded | FasterVLMError]:
+    def _encode_by_tower(self, jobs: list[EncodeJob]) -> list[_Encoded | FasterVLMError]:
+        """One tower after the other, each with all that is for it; results in the order of the jobs."""
+        results: dict[int, _Encoded | FasterVLMError] = {}
+        for encoder in set(self._encoders.values()):
+            places = [at for at, job in enumerate(jobs) if self._encoders[job.medium] is encoder]
+            if places:
+                encoded = self._encode(encoder, [jobs[at] for at in places])
+                results |= dict(zip(places, encoded, strict=True))
+        return [results[at] for at in range(len(jobs))]
+
+    def _encode(self, encoder: VisionEncoder, jobs: list[EncodeJob]) -> list[_Encoded | FasterVLMError]:
         """One pass. Errors are results, so that each reaches its own asker; if the pass fails as a whole, every
         video is tried alone, so that only the one at fault is lost.
         """
         begin = time.perf_counter()
         try:
-            tokens = self._encoder.encode(jobs, max_frames_per_forward=self._max_batch_frames)
+            tokens = encoder.encode(jobs, max_frames_per_forward=self._max_batch_frames)
         except (FasterVLMError, RuntimeError) as exc:  # torch's are RuntimeErrors, out of memory among them
             if len(jobs) > 1:
                 logger.warning("encoding %d videos together failed, trying each alone: %s", len(jobs), exc)
-                return [result for job in jobs for result in self._encode([job])]
+                return [result for job in jobs for result in self._encode(encoder, [job])]
             if isinstance(exc, FasterVLMError):
                 return [exc]
             logger.exception("encoding a video failed")

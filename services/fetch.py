@@ -1,4 +1,4 @@
-"""Download a video from a URL that a stranger chose, without being turned against one's own network.
+"""Download a file from a URL that a stranger chose, without being turned against one's own network.
 
 Every hop is checked anew by :class:`~services.url_policy.UrlPolicy`. A host's name is resolved **once**; all
 its addresses are checked; and the connection goes to the very address that was checked, so that a name
@@ -23,7 +23,7 @@ from fastervlm_video.errors import DeadlineExceededError, PayloadTooLargeError, 
 from services.threads import finish_in_thread, write_to_disk
 from services.url_policy import DEFAULT_PORTS, IPAddress, UrlPolicy, is_address
 
-__all__ = ["Resolver", "fetch_video", "resolve_host"]
+__all__ = ["Resolver", "fetch_file", "resolve_host"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ async def resolve_host(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-async def fetch_video(
+async def fetch_file(
     url: str,
     *,
     policy: UrlPolicy,
@@ -84,7 +84,7 @@ async def fetch_video(
                     target = _redirected(target, response, policy)
                 logger.debug("redirect %d of %s", hop + 1, policy.max_redirects)
     except TimeoutError as exc:
-        raise DeadlineExceededError(f"the video was not downloaded within {timeout_seconds:g} s") from exc
+        raise DeadlineExceededError(f"the file was not downloaded within {timeout_seconds:g} s") from exc
     raise UrlFetchError(f"the URL was redirected more than {policy.max_redirects} times")
 
 
@@ -172,7 +172,7 @@ async def _save(response: httpx.Response, limit_bytes: int, sink: BinaryIO) -> i
     encoding = response.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
         raise UrlFetchError(f"the host sent the file with Content-Encoding {encoding[:40]!r}, which was not asked for")
-    too_large = PayloadTooLargeError(f"a video may have at most {limit_bytes} bytes, and the URL's has more")
+    too_large = PayloadTooLargeError(f"a file may have at most {limit_bytes} bytes, and the URL's has more")
     declared = response.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
         raise too_large

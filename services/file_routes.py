@@ -1,4 +1,4 @@
-"""Files: the videos that a tenant has uploaded."""
+"""Files: the videos and pictures that a tenant has uploaded."""
 
 import asyncio
 from typing import Annotated, Any, Literal, get_args
@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 from fastapi import APIRouter, Query, Request
 
 from fastervlm_video.cache import video_key
+from fastervlm_video.config import Medium
 from fastervlm_video.errors import DeadlineExceededError, InvalidRequestError, UnavailableError
 from services.auth import tenant_of
 from services.blobs import StoredBlob, file_id, parse_file_id
@@ -24,10 +25,10 @@ _MOST_LISTED = 10_000
 
 FILE_FORM: dict[str, Any] = {
     "type": "object",
-    "properties": {"file": {"type": "string", "format": "binary", "description": "The video."}},
+    "properties": {"file": {"type": "string", "format": "binary", "description": "The video or picture."}},
     "required": ["file"],
 }
-"""Schema of a form with a video, and nothing else."""
+"""Schema of a form with a file, and nothing else."""
 
 _UPLOAD_FORM: dict[str, Any] = {
     **FILE_FORM,
@@ -68,13 +69,16 @@ def _add_upload(router: APIRouter, service: VideoService) -> None:
     @router.post(
         FILES_PATH,
         tags=_TAGS,
-        summary="Upload a video",
+        summary="Upload a video or picture",
         response_model=FileObject,
         responses=error_responses(400, 401, 413, 415, 429, 504, 507),
         openapi_extra={"requestBody": body},
     )
     async def upload(request: Request) -> FileObject:
-        """The id is the content's SHA-256: uploading the same bytes twice stores them once."""
+        """The id is the content's SHA-256: uploading the same bytes twice stores them once.
+
+        Whether it is a picture (JPEG, PNG, WebP) or a video is seen from its first bytes.
+        """
         settings, tenant = service.settings, tenant_of(request)
         try:
             async with (
@@ -103,7 +107,7 @@ def _uploaded(form: ParsedForm) -> tuple[SpooledFile, FilePurpose]:
     if purpose is None:
         raise InvalidRequestError(f"purpose must be {' or '.join(_PURPOSES)}, got {given[:80]!r}", param="purpose")
     if form.file is None:
-        raise InvalidRequestError("send the video as the multipart field `file`; there is none", param="file")
+        raise InvalidRequestError("send the file as the multipart field `file`; there is none", param="file")
     if form.file.size_bytes == 0:
         raise InvalidRequestError("the uploaded file is empty", param="file")
     return form.file, purpose
@@ -148,4 +152,5 @@ def _file_object(blob: StoredBlob) -> FileObject:
         expires_at=blob.expires_at,
         filename=blob.filename,
         purpose="vision" if blob.purpose == "vision" else "user_data",
+        medium=Medium(blob.medium).value,
     )

@@ -11,7 +11,7 @@ from fastervlm_video.cache import decode_tokens
 from fastervlm_video.errors import FingerprintMismatchError, UnavailableError
 from fastervlm_video.language import EngineLimits, Finished, GenerationRequest, PagedEngine, TextDelta, stream
 from fastervlm_video.plan import ModelFacts
-from fastervlm_video.vision import VisualTokens
+from fastervlm_video.vision import VisualSequence, VisualTokens
 from services.logs import join_replica_log
 from services.metrics import CacheReporter
 from services.settings import Settings
@@ -23,14 +23,16 @@ __all__ = ["Generator"]
 logger = logging.getLogger(__name__)
 
 
-def _ready(tokens: VisualTokens, seconds: dict[str, float]) -> TokensReady:
+def _ready(tokens: VisualTokens, sequence: VisualSequence, seconds: dict[str, float]) -> TokensReady:
     return TokensReady(
-        pts_seconds=tokens.pts_seconds,
+        pts_seconds=tokens.pts_seconds[:: tokens.views_per_picture],
         method=tokens.method,
         tokens_per_frame=tokens.counts,
-        tokens_full=tokens.tokens_full,
-        tokens_kept=tokens.tokens_kept,
+        tokens_full=tokens.tokens_full + len(sequence.separators),
+        tokens_kept=len(sequence),
         seconds=seconds,
+        medium=tokens.medium,
+        views_per_picture=tokens.views_per_picture,
     )
 
 
@@ -66,7 +68,8 @@ class Generator:
     def __init__(self, settings: Settings) -> None:
         join_replica_log()
         torch.set_num_threads(settings.generator.threads())
-        self._facts = ModelFacts.open(settings.model, revision=settings.revision)
+        self._options = settings.model_options()
+        self._facts = ModelFacts.open(settings.model, revision=settings.revision, options=self._options)
         half = self._facts.checkpoint.load_language(device=settings.device, dtype=settings.dtype)
         self._engine = PagedEngine(
             half,
@@ -90,30 +93,35 @@ class Generator:
             :class:`TokensReady`, any number of :class:`AnswerText`, and :class:`AnswerDone`.
 
         Raises:
-            FingerprintMismatchError: the asker means another tower than this replica's projector.
+            FingerprintMismatchError: the asker means another tower than this replica's projector, or another layout.
+            ContextLengthError: prompt, visual tokens and answer exceed the context. The asker cannot always know
+                beforehand: how many tokens a picture has that is seen in several views depends on its size.
             OverloadedError: the engine's queue is full.
         """
-        if order.fingerprint != self._facts.fingerprint:
+        fingerprint = self._facts.fingerprint(order.medium)
+        if (order.fingerprint, order.options) != (fingerprint, self._options):
             raise FingerprintMismatchError(
-                f"this generator's projector belongs to the tower {self._facts.fingerprint[:12]}, "
-                f"not {order.fingerprint[:12]}; an upgrade may be under way, try again"
+                f"this generator's projector belongs to the tower {fingerprint[:12]}, with {self._options}, not to "
+                f"{order.fingerprint[:12]} with {order.options}; an upgrade may be under way, try again"
             )
         tokens = await asyncio.to_thread(self._tokens, order, encoded)
         if tokens is None:
             yield TokensMissing()
             return
-        prompt = self._facts.chat_prompt(order.messages, tokens.tokens_kept, order.sampling)
+        sequence = self._facts.arrange(tokens)
+        prompt = self._facts.chat_prompt(order.messages, sequence.runs, order.sampling, tokens.medium)
         request = GenerationRequest(
             request_id=order.request_id,
             prompt=prompt,
-            visual=tokens.sequence(),
+            visual=sequence.features,
+            separators=sequence.separators,
             sampling=order.sampling,
             cache_identity=order.token_set,
         )
         async with aclosing(stream(self._engine, request)) as events:
             # Nothing is handed out before the engine has begun: until then the request can still be refused.
             first = await anext(events)
-            yield _ready(tokens, encoded.seconds if encoded else {})
+            yield _ready(tokens, sequence, encoded.seconds if encoded else {})
             yield _answer_event(first)
             async for event in events:
                 yield _answer_event(event)

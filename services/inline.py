@@ -1,9 +1,11 @@
-"""Small videos that come inside a request, as ``data:`` URLs (RFC 2397) in base64."""
+"""Small videos and pictures that come inside a request, as ``data:`` URLs (RFC 2397) in base64."""
 
 import base64
 import binascii
 import re
+from collections.abc import Mapping
 
+from fastervlm_video.config import Medium
 from fastervlm_video.errors import InvalidRequestError, PayloadTooLargeError
 
 __all__ = ["base64_chars", "decode_data_url", "is_data_url"]
@@ -11,7 +13,13 @@ __all__ = ["base64_chars", "decode_data_url", "is_data_url"]
 _SCHEME = "data:"
 _MAX_HEAD_CHARS = 200
 _HEAD = re.compile(r"data:(?P<type>[a-z0-9.+-]+/[a-z0-9.+-]+)(;[a-z0-9-]+=[^;,]*)*;base64", re.IGNORECASE)
-_ALLOWED_TYPE = re.compile(r"video/.+|application/octet-stream", re.IGNORECASE)
+_ANYTHING = r"application/octet-stream"
+_ALLOWED_TYPES: Mapping[Medium, re.Pattern[str]] = {
+    Medium.VIDEO: re.compile(rf"video/.+|{_ANYTHING}", re.IGNORECASE),
+    Medium.IMAGE: re.compile(rf"image/(jpeg|jpg|png|webp)|{_ANYTHING}", re.IGNORECASE),
+}
+_WANTED = {Medium.VIDEO: "a video", Medium.IMAGE: "a JPEG, PNG or WebP picture"}
+_EXAMPLES = {Medium.VIDEO: "data:video/mp4;base64,", Medium.IMAGE: "data:image/png;base64,"}
 _BYTES_PER_GROUP, _CHARS_PER_GROUP = 3, 4
 
 
@@ -25,28 +33,30 @@ def is_data_url(url: str) -> bool:
     return url[: len(_SCHEME)].lower() == _SCHEME
 
 
-def decode_data_url(url: str, *, limit_bytes: int) -> bytes:
-    """The content of ``data:video/…;base64,…``.
+def decode_data_url(url: str, *, medium: Medium, limit_bytes: int) -> bytes:
+    """The content of ``data:video/…;base64,…`` or ``data:image/…;base64,…``.
 
     Args:
         url: as :func:`is_data_url` knows it.
+        medium: what its type must say, unless it says ``application/octet-stream``; the content is not looked at.
         limit_bytes: most bytes it may stand for; looked at before anything is decoded.
 
     Raises:
-        InvalidRequestError: it is no video, not in base64, empty, or its base64 is not exactly right.
+        InvalidRequestError: it is of another type, not in base64, empty, or its base64 is not exactly right.
         PayloadTooLargeError: it is too large.
     """
     head, comma, payload = url.partition(",")
-    shown = head[:80]
     match = _HEAD.fullmatch(head) if len(head) <= _MAX_HEAD_CHARS else None
     if not comma or match is None:
-        raise InvalidRequestError(f"a data URL must begin like data:video/mp4;base64, but begins with {shown!r}")
-    if not _ALLOWED_TYPE.fullmatch(match["type"]):
-        raise InvalidRequestError(f"a data URL must hold a video, not {match['type']!r}")
+        raise InvalidRequestError(f"a data URL must begin like {_EXAMPLES[medium]} but begins with {head[:80]!r}")
+    if not _ALLOWED_TYPES[medium].fullmatch(match["type"]):
+        raise InvalidRequestError(f"this data URL must hold {_WANTED[medium]}, not {match['type']!r}")
+    too_large = PayloadTooLargeError(
+        f"{_WANTED[medium]} inside a request may have at most {limit_bytes} bytes, and this one has more; "
+        "upload it first"
+    )
     if len(payload) > base64_chars(limit_bytes):
-        raise PayloadTooLargeError(
-            f"a video inside a request may have at most {limit_bytes} bytes, and this one has more; upload it first"
-        )
+        raise too_large
     if len(payload) % _CHARS_PER_GROUP:
         raise InvalidRequestError(f"the data URL's base64 has {len(payload)} characters, not a multiple of 4")
     try:
@@ -56,5 +66,5 @@ def decode_data_url(url: str, *, limit_bytes: int) -> bytes:
     if not content:
         raise InvalidRequestError("the data URL is empty")
     if len(content) > limit_bytes:
-        raise PayloadTooLargeError(f"a video inside a request may have at most {limit_bytes} bytes; upload it first")
+        raise too_large
     return content

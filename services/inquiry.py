@@ -3,38 +3,66 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
+from fastervlm_video.config import FrameSampling, Medium, PruneSpec, SamplingParams
 from fastervlm_video.errors import InvalidRequestError, ModelNotFoundError
 from fastervlm_video.language import Message
 from fastervlm_video.prune import get_method
 from services.live import LiveConfig
 from services.uploads import SpooledFile
 
-__all__ = ["Choices", "InlineVideo", "Inquiry", "RemoteVideo", "StoredVideo", "VideoSource", "choose", "require_served"]
+__all__ = [
+    "Choices",
+    "FileSource",
+    "InlineFile",
+    "Inquiry",
+    "RemoteFile",
+    "StoredFile",
+    "check_medium",
+    "choose",
+    "require_served",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class StoredVideo:
-    """A video that was uploaded before."""
+class StoredFile:
+    """A file that was uploaded before.
+
+    Attributes:
+        file_id: its id.
+        said_to_be: what it must be, by the field that it is named in; None takes either.
+    """
 
     file_id: str
+    said_to_be: Medium | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteVideo:
-    """A video that the service is to fetch."""
+class RemoteFile:
+    """A file that the service is to fetch.
+
+    Attributes:
+        url: where it is.
+        said_to_be: what it must be, by the field that it is named in.
+    """
 
     url: str
+    said_to_be: Medium
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class InlineVideo:
-    """A video inside the request, as a ``data:`` URL."""
+class InlineFile:
+    """A file inside the request, as a ``data:`` URL.
+
+    Attributes:
+        url: all of it.
+        said_to_be: what it must be, by the field that it stands in.
+    """
 
     url: str
+    said_to_be: Medium
 
 
-VideoSource: TypeAlias = StoredVideo | RemoteVideo | InlineVideo | SpooledFile
+FileSource: TypeAlias = StoredFile | RemoteFile | InlineFile | SpooledFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +71,8 @@ class Inquiry:
 
     Attributes:
         messages: the conversation; a single question is a conversation of one turn.
-        video: what it is about.
-        num_frames: frames to look at.
+        source: the video or picture that it is about.
+        num_frames: frames of a video to look at.
         method: pruning method.
         keep_ratio: share of each frame's tokens to keep.
         keep_tokens: tokens to keep in each frame, instead.
@@ -58,7 +86,7 @@ class Inquiry:
     """
 
     messages: tuple[Message, ...]
-    video: VideoSource
+    source: FileSource
     num_frames: int | None = None
     method: str | None = None
     keep_ratio: float | None = None
@@ -93,6 +121,19 @@ def require_served(model: str, served: str) -> None:
         )
 
 
+def check_medium(inquiry: Inquiry, medium: Medium) -> None:
+    """Refuse what asks for frames of a picture.
+
+    Raises:
+        InvalidRequestError: it does.
+    """
+    if medium is Medium.IMAGE and inquiry.num_frames is not None:
+        raise InvalidRequestError(
+            f"num_frames is for videos, but num_frames={inquiry.num_frames} came with a picture; leave it out",
+            param="num_frames",
+        )
+
+
 def choose(inquiry: Inquiry, live: LiveConfig, patches_per_frame: int) -> Choices:
     """Fill in defaults and enforce the service's bounds.
 
@@ -121,7 +162,7 @@ def _budget(inquiry: Inquiry, live: LiveConfig, patches_per_frame: int) -> Prune
     )
     if not get_method(prune.method).fixed_total:
         raise InvalidRequestError(
-            f"{prune.method!r} keeps a number of tokens that depends on the video; use another", param="method"
+            f"{prune.method!r} keeps a number of tokens that depends on what is seen; use another", param="method"
         )
     fewest = PruneSpec(keep_ratio=live.min_keep_ratio).tokens_per_frame(patches_per_frame)
     wanted = prune.tokens_per_frame(patches_per_frame)

@@ -4,13 +4,14 @@ Ray puts ``ray_`` in front of every name; Serve adds the tags ``application``, `
 appears with its first count. Outside of a replica nothing is shown, and nothing else is different.
 
 ================================== ========= ===================================================================
-``fastervlm_answers_total``        counter   answers begun; tag ``cache``: their tokens were there (``hit``) or not
-``fastervlm_decoded_videos_total`` counter   videos decoded
-``fastervlm_decoded_frames_total`` counter   frames taken out of them
+``fastervlm_answers_total``        counter   answers begun; tag ``cache``: their tokens were there (``hit``) or not;
+                                             tag ``medium``: they are of a ``video`` or an ``image``
+``fastervlm_decoded_videos_total`` counter   videos and pictures decoded
+``fastervlm_decoded_frames_total`` counter   frames taken out of them; a picture is one
 ``fastervlm_decode_seconds``       histogram time of a decode
-``fastervlm_encoded_videos_total`` counter   videos that have been through the tower
-``fastervlm_encoded_frames_total`` counter   their frames
-``fastervlm_encode_seconds``       histogram time of a pass of the tower, which may be for several videos
+``fastervlm_encoded_videos_total`` counter   videos and pictures that have been through the tower
+``fastervlm_encoded_frames_total`` counter   their frames, or views, as the tower saw them
+``fastervlm_encode_seconds``       histogram time of a pass of the tower, which may be for several of them
 ``fastervlm_cache_<count>_total``  counter   each count of :class:`~fastervlm_video.cache.CacheStats`: ``hits``,
                                              ``misses``, ``errors``, ``inserts``, ``read_bytes``, ...
 ``fastervlm_cache_evicted_keys``   gauge     keys, of a video each, that Redis says it evicted for want of room
@@ -22,9 +23,11 @@ import logging
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ray.serve.metrics import Counter, Gauge, Histogram
+
+from fastervlm_video.config import Medium
 
 if TYPE_CHECKING:
     from fastervlm_video.cache import TokenCache  # brings torch along, which the Decoder has no use for
@@ -39,18 +42,22 @@ _UNIT_LAST = {"bytes_read": "read_bytes", "bytes_written": "written_bytes"}
 
 
 class AnswerMeter:
-    """Counts of answers, by whether the tokens for them were cached."""
+    """Counts of answers, by what they are about, and by whether the tokens for them were cached."""
 
     def __init__(self) -> None:
-        self._answers = Counter("fastervlm_answers_total", "Answers begun, by cache: hit or miss.", tag_keys=("cache",))
+        self._answers = Counter(
+            "fastervlm_answers_total",
+            "Answers begun, by cache: hit or miss, and by medium: video or image.",
+            tag_keys=cast("Any", ("cache", "medium")),  # annotated as if there were one only
+        )
 
-    def record(self, *, cache: Literal["hit", "miss"]) -> None:
+    def record(self, *, cache: Literal["hit", "miss"], medium: Medium) -> None:
         """Count one answer."""
-        self._answers.inc(tags={"cache": cache})
+        self._answers.inc(tags={"cache": cache, "medium": medium.value})
 
 
 class WorkMeter:
-    """Counts of one kind of work on videos, and how long it takes. Thread-safe.
+    """Counts of one kind of work on videos and pictures, and how long it takes. Thread-safe.
 
     Args:
         verb: what is done.

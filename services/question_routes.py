@@ -1,6 +1,7 @@
 """Questions, in both dialects: one way from a request to its answer, whichever form they have."""
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -9,7 +10,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
+from fastervlm_video.config import Medium
 from fastervlm_video.errors import DeadlineExceededError
+from fastervlm_video.plan import ModelFacts
 from services.answering import Question
 from services.answers import (
     AnswerBuilder,
@@ -25,7 +28,7 @@ from services.chat import ChatDialect, chat_inquiry
 from services.chat_schemas import CHAT_EXAMPLES, ChatCompletion, ChatRequest
 from services.file_routes import FILE_FORM
 from services.http_errors import error_responses, request_id_of
-from services.inquiry import Inquiry, choose
+from services.inquiry import Choices, Inquiry, check_medium, choose
 from services.paths import ASK_PATH, CHAT_PATH
 from services.requests import read_ask, read_chat
 from services.schemas import ASK_EXAMPLES, AskRequest, AskResponse
@@ -61,13 +64,14 @@ def _add_ask(router: APIRouter, service: VideoService) -> None:
     @router.post(
         ASK_PATH,
         tags=_TAGS,
-        summary="Ask a question about a video",
+        summary="Ask a question about a video or picture",
         response_model=AskResponse,
         responses=_RESPONSES,
         openapi_extra={"requestBody": body},
     )
     async def ask(request: Request) -> Response:
-        """Name a video by `file_id` or `video_url` in JSON, or upload it with the question as multipart.
+        """Name a video or picture by `file_id`, `video_url` or `image_url` in JSON, or upload it with the question as
+        multipart; what an uploaded file is is seen from its content.
 
         With `stream` the answer comes as server-sent events: `video`, `delta`…, `done` (or `error`).
         """
@@ -88,13 +92,16 @@ def _add_chat(router: APIRouter, service: VideoService) -> None:
         openapi_extra={"requestBody": _with_definitions(body, definitions)},
     )
     async def chat(request: Request) -> Response:
-        """A conversation about one video, which is in the user's first message; several turns may follow.
+        """A conversation about one video or picture, in the user's first message; several turns may follow.
 
         What OpenAI's API has and this one has not (tools, penalties, log probabilities, more than one choice …) is
         refused with the parameter's name, never ignored; only `user`, `metadata` and the like, which ask for nothing
         that would show, are taken without effect. `temperature` is 1 if it is not given, as in OpenAI's API.
 
-        What was done with the video is in `video`: of the answer, or of a stream's last chunk with a choice.
+        A video is named in a `video_url` part and a picture in an `image_url` part; which of them a file is is seen
+        from its content, and one named in the other's part is refused.
+
+        What was done with the video or picture is in `video`: of the answer, or of a stream's last chunk with a choice.
         """
         return await _answer(request, service, _reading_chat(request, service))
 
@@ -153,13 +160,20 @@ async def _receive(request: Request, service: VideoService, reading: _Reading) -
     try:
         async with asyncio.timeout(settings.upload_timeout_seconds), reading as (inquiry, dialect):
             choices = choose(inquiry, service.live, facts.patches_per_frame)
-            num_visual = facts.num_visual(choices.sampling, choices.prune)
-            facts.chat_prompt(inquiry.messages, num_visual, choices.params)  # refused before the video is stored
-            blob = await service.intake.store(inquiry.video, tenant)
+            refuse = functools.partial(_refuse_early, facts, inquiry, choices)
+            blob = await service.intake.store(inquiry.source, tenant, refuse)
     except TimeoutError as exc:
         raise DeadlineExceededError(
             f"the request was not received within {settings.upload_timeout_seconds:g} s; upload large files first"
         ) from exc
+    plan = facts.plan(
+        blob.digest,
+        choices.sampling,
+        choices.prune,
+        medium=Medium(blob.medium),
+        dtype=service.cache.dtype,
+        salt=tenant.salt,
+    )
     question = Question(
         request_id=request_id_of(request.scope),
         digest=blob.digest,
@@ -167,7 +181,17 @@ async def _receive(request: Request, service: VideoService, reading: _Reading) -
         messages=inquiry.messages,
         sampling=choices.sampling,
         prune=choices.prune,
-        plan=facts.plan(blob.digest, choices.sampling, choices.prune, dtype=service.cache.dtype, salt=tenant.salt),
+        plan=plan,
         params=choices.params,
     )
     return question, dialect, inquiry.stream
+
+
+def _refuse_early(facts: ModelFacts, inquiry: Inquiry, choices: Choices, medium: Medium) -> None:
+    """Raise what can be known to be wrong with a request before its file is stored.
+
+    Of a picture that is seen in several views the fewest are counted; the Generator knows how many there are.
+    """
+    check_medium(inquiry, medium)
+    runs = facts.visual_runs(choices.sampling, choices.prune, medium)
+    facts.chat_prompt(inquiry.messages, runs, choices.params, medium)

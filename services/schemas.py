@@ -26,16 +26,23 @@ FILE_ID_EXAMPLE = "file-9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15
 
 
 class AskRequest(BaseModel):
-    """A question about one video. Give ``file_id`` or ``video_url``, or upload the video with the question."""
+    """A question about one video or picture. Name it in one of the fields, or upload it with the question."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
-    question: Annotated[str, StringConstraints(min_length=1)] = Field(description="What to ask about the video.")
+    question: Annotated[str, StringConstraints(min_length=1)] = Field(
+        description="What to ask about the video or picture."
+    )
     file_id: str | None = Field(default=None, description="Id of an uploaded file.", examples=[FILE_ID_EXAMPLE])
     video_url: str | None = Field(
         default=None, description="http(s) address of a video; only hosts on the server's allow-list."
     )
-    num_frames: int | None = Field(default=None, ge=1, description="Frames to look at, evenly spread in time.")
+    image_url: str | None = Field(
+        default=None, description="http(s) address of a JPEG, PNG or WebP picture; only hosts on the allow-list."
+    )
+    num_frames: int | None = Field(
+        default=None, ge=1, description="Frames of a video to look at, evenly spread in time."
+    )
     method: str | None = Field(default=None, description="Pruning method, see `methods` in /v1/models.")
     keep_ratio: float | None = Field(
         default=None,
@@ -55,6 +62,10 @@ class AskRequest(BaseModel):
 
 
 ASK_EXAMPLES: dict[str, Any] = {
+    "picture": {
+        "summary": "About a picture on the web",
+        "value": {"image_url": "https://example.com/square.png", "question": "What color is the square?"},
+    },
     "uploaded": {
         "summary": "About an uploaded file",
         "value": {"file_id": FILE_ID_EXAMPLE, "question": "What color is the square?", "keep_ratio": 0.1},
@@ -82,15 +93,27 @@ class Usage(BaseModel):
 
 
 class VideoBlock(BaseModel):
-    """What was done with the video."""
+    """What was done with the video or picture."""
 
-    file_id: str = Field(description="Id under which the video can be asked about again.")
-    frames: int = Field(description="Frames looked at.")
+    file_id: str = Field(description="Id under which it can be asked about again.")
+    medium: Literal["image", "video"] = Field(description="What it is, by its content.")
+    frames: int = Field(description="Frames looked at; 1 of a picture.")
     frame_seconds: list[float] = Field(description="When each of them is shown, from the video's start.")
+    views_per_picture: int = Field(
+        description="Views in which the vision tower saw each frame, or the picture: 1, or for some models the whole "
+        "and tiles of it."
+    )
     method: str = Field(description="Pruning method.")
-    tokens_full: int = Field(description="Visual tokens without pruning.")
-    tokens_kept: int = Field(description="Visual tokens that the language model saw.")
-    tokens_per_frame: list[int] = Field(description="Kept patches in each frame.")
+    tokens_full: int = Field(
+        description="Visual tokens that the language model would have seen without pruning, separators included."
+    )
+    tokens_kept: int = Field(
+        description="Visual tokens that the language model saw; separators between rows of a picture, which some "
+        "models have, are counted."
+    )
+    tokens_per_frame: list[int] = Field(
+        description="Kept patches in each view, frame by frame; one number per frame where frames have one view."
+    )
     cache: Literal["hit", "miss"] = Field(description="Whether the kept tokens were in the cache.")
     seconds: dict[str, float] = Field(
         description="Time by stage: `fetch` (upload or download), `decode`, `encode`, `first_token` (from the "
@@ -124,6 +147,10 @@ class FileObject(BaseModel):
     expires_at: int = Field(description="Seconds since 1970; uploading again renews it.")
     filename: str
     purpose: FilePurpose = Field(description="As given with the upload; it makes no difference here.")
+    medium: Literal["image", "video"] = Field(
+        description="What it is by its first bytes; everything that is no JPEG, PNG or WebP counts as a video until it "
+        "is decoded. OpenAI's API has no such field."
+    )
     status: Literal["processed"] = "processed"
 
 
@@ -154,6 +181,10 @@ class ModelObject(BaseModel):
     owned_by: str
     context_length: int
     patches_per_frame: int
+    media: list[Literal["image", "video"]] = Field(description="What can be asked about.")
+    max_views_per_picture: int = Field(
+        description="Most views in which a picture, or a frame, is seen; each has `patches_per_frame` visual tokens."
+    )
     methods: list[str]
     default_method: str
     default_keep_ratio: float

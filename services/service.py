@@ -8,7 +8,7 @@ from services.answering import Answering
 from services.blobs import BlobStore
 from services.live import LiveConfig
 from services.readiness import ReadinessProbe
-from services.requests import VideoIntake
+from services.requests import FileIntake
 from services.settings import Settings
 from services.tenants import Keyring
 
@@ -24,8 +24,8 @@ class VideoService:
         live: what may change meanwhile.
         facts: of the served checkpoint.
         cache: of kept tokens.
-        blobs: uploaded videos.
-        intake: brings videos into ``blobs``.
+        blobs: uploaded videos and pictures.
+        intake: brings files into ``blobs``.
         answering: calls the stages.
         readiness: knows whether they can be called.
         keyring: knows whose API key is whose.
@@ -37,7 +37,7 @@ class VideoService:
     facts: ModelFacts
     cache: TokenCache
     blobs: BlobStore
-    intake: VideoIntake
+    intake: FileIntake
     answering: Answering
     readiness: ReadinessProbe
     keyring: Keyring

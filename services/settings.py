@@ -29,7 +29,14 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from fastervlm_video.config import DEFAULT_KEEP_RATIO, DEFAULT_NUM_FRAMES, MediaLimits, SamplingParams
+from fastervlm_video.config import (
+    DEFAULT_KEEP_RATIO,
+    DEFAULT_NUM_FRAMES,
+    ImageLayout,
+    MediaLimits,
+    ModelOptions,
+    SamplingParams,
+)
 from fastervlm_video.errors import InvalidRequestError
 from services.tenants import ApiKey, Keyring, Tenant, parse_api_keys, read_api_keys
 from services.url_policy import UrlPolicy, parse_host_rule
@@ -152,6 +159,16 @@ class Settings(BaseSettings):
         default="auto",
         description="Precision of the weights; `auto` is float32 on a CPU and bfloat16 on a GPU.",
     )
+    image_layout: Literal["hugging_face", "reference"] = Field(
+        default=ImageLayout.HUGGING_FACE.value,
+        description="Order of a picture's tokens in models that see it in several views (LLaVA-NeXT): that of Hugging "
+        "Face, without padding, or that of the paper's authors. The same for all replicas.",
+    )
+    frame_label: str = Field(
+        default="",
+        description="Text before each frame of a video in models to which it is so many pictures, `{n}` being its "
+        "number, such as `Frame {n}: `. The same for all replicas.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe log level."
     )
@@ -211,27 +228,29 @@ class Settings(BaseSettings):
     )
     max_answer_tokens: int = Field(default=1024, ge=1, description="Longest answer a request may ask for.")
 
-    max_upload_bytes: int = Field(default=_LIMITS.max_bytes, ge=1, description="Largest video, uploaded or fetched.")
+    max_upload_bytes: int = Field(default=_LIMITS.max_bytes, ge=1, description="Largest file, uploaded or fetched.")
     max_inline_bytes: int = Field(
-        default=16 * 1024**2, ge=1, description="Largest video inside a chat request, as a `data:` URL."
+        default=16 * 1024**2, ge=1, description="Largest file inside a chat request, as a `data:` URL."
     )
     max_duration_seconds: float = Field(default=_LIMITS.max_duration_seconds, gt=0, description="Longest video.")
     max_pixels_per_frame: int = Field(
-        default=_LIMITS.max_pixels_per_frame, ge=1, description="Largest frame, width times height."
+        default=_LIMITS.max_pixels_per_frame, ge=1, description="Largest frame or picture, width times height."
     )
     decode_timeout_seconds: float = Field(default=_LIMITS.timeout_seconds, gt=0, description="Time limit of a decode.")
     decode_memory_bytes: int = Field(
         default=_LIMITS.memory_bytes, ge=64 * 1024**2, description="Address space of the process that decodes."
     )
-    upload_timeout_seconds: float = Field(default=300.0, gt=0, description="Time limit for receiving a video.")
+    upload_timeout_seconds: float = Field(default=300.0, gt=0, description="Time limit for receiving a file.")
     request_timeout_seconds: float = Field(
-        default=120.0, gt=0, description="Time limit for an answer, once the video is there."
+        default=120.0, gt=0, description="Time limit for an answer, once the file is there."
     )
 
     max_in_flight_requests: int = Field(
         default=64, ge=1, description="Requests one Api replica has under way; more are answered 429."
     )
-    max_batch_frames: int = Field(default=32, ge=1, description="Frames encoded in one forward pass.")
+    max_batch_frames: int = Field(
+        default=32, ge=1, description="Frames, or views of pictures, encoded in one forward pass."
+    )
     encode_batch_wait_seconds: float = Field(
         default=0.005, ge=0, le=1, description="How long the encoder waits for more frames to join a pass."
     )
@@ -268,11 +287,11 @@ class Settings(BaseSettings):
 
     video_url_allowed_hosts: HostList = Field(
         default=(),
-        description="Hosts a `video_url` may name: `host`, `*.example.com`, each with `:port` if it is not the "
-        "scheme's own; separated by commas. Empty: `video_url` is off.",
+        description="Hosts a `video_url` or `image_url` may name: `host`, `*.example.com`, each with `:port` if it is "
+        "not the scheme's own; separated by commas. Empty: nothing is fetched.",
     )
     video_url_allowed_networks: NetworkList = Field(
-        default=(), description="Networks such as `10.1.0.0/16` that a `video_url` may reach although not public."
+        default=(), description="Networks such as `10.1.0.0/16` that such a URL may reach although not public."
     )
     video_url_max_redirects: int = Field(default=3, ge=0, le=20, description="Redirects followed, each one checked.")
 
@@ -315,7 +334,7 @@ class Settings(BaseSettings):
 
     @property
     def inline_limit_bytes(self) -> int:
-        """Largest video that may come inside a chat request."""
+        """Largest file that may come inside a chat request."""
         return min(self.max_inline_bytes, self.max_upload_bytes)
 
     def media_limits(self) -> MediaLimits:
@@ -329,8 +348,12 @@ class Settings(BaseSettings):
             memory_bytes=self.decode_memory_bytes,
         )
 
+    def model_options(self) -> ModelOptions:
+        """What is chosen about the model's architecture."""
+        return ModelOptions(ImageLayout(self.image_layout), self.frame_label)
+
     def url_policy(self) -> UrlPolicy:
-        """What ``video_url`` may name."""
+        """What ``video_url`` and ``image_url`` may name."""
         return UrlPolicy(
             allowed_hosts=tuple(parse_host_rule(text) for text in self.video_url_allowed_hosts),
             allowed_networks=self.video_url_allowed_networks,

@@ -11,7 +11,15 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from fastervlm_video.config import FrameResize, FrameSampling, PruneSpec, SamplingParams
+from fastervlm_video.config import (
+    FrameResize,
+    FrameSampling,
+    Medium,
+    ModelOptions,
+    PruneSpec,
+    SamplingParams,
+    Tiling,
+)
 from fastervlm_video.media import FrameBatch
 from services.tenants import ANONYMOUS
 
@@ -32,22 +40,28 @@ __all__ = [
     "TokensReady",
 ]
 
+_DEFAULT_OPTIONS = ModelOptions()
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeOrder:
-    """To the Decoder: which stored video, which moments, which frame size.
+    """To the Decoder: which stored file, which moments, which frame size.
 
     Attributes:
-        digest: SHA-256 of the stored video.
-        sampling: which frames.
+        digest: SHA-256 of the stored file.
+        sampling: which frames of a video.
         resize: the model's resize and crop, done while decoding so that memory stays bounded.
-        owner: name of the tenant whose video it is.
+        owner: name of the tenant whose file it is.
+        medium: what the file is decoded as.
+        tiling: how further views are cut out of a picture or a frame, by models that look at several.
     """
 
     digest: str
     sampling: FrameSampling
     resize: FrameResize
     owner: str = ANONYMOUS
+    medium: Medium = Medium.VIDEO
+    tiling: Tiling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +69,7 @@ class DecodedVideo:
     """From the Decoder to the Encoder.
 
     Attributes:
-        frames: the sampled frames at the model's size.
+        frames: the sampled frames, or their views, at the model's size.
         seconds: time spent, by stage.
     """
 
@@ -68,11 +82,13 @@ class EncodeOrder:
     """To the Encoder: how to prune, and where in the cache the result belongs.
 
     Attributes:
-        digest: SHA-256 of the stored video.
+        digest: SHA-256 of the stored file.
         key: cache key of the result.
         prune: method and budget.
         fingerprint: the tower that the asker means; another one is refused.
-        owner: name of the tenant whose video it is.
+        owner: name of the tenant whose file it is.
+        medium: what the file is.
+        options: how the asker understands the architecture; another understanding is refused.
     """
 
     digest: str
@@ -80,6 +96,8 @@ class EncodeOrder:
     prune: PruneSpec
     fingerprint: str
     owner: str = ANONYMOUS
+    medium: Medium = Medium.VIDEO
+    options: ModelOptions = _DEFAULT_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +124,8 @@ class AnswerOrder:
         tokens_per_frame: the budget; a larger entry is cut to it.
         fingerprint: the tower that the asker means.
         sampling: how to decode the answer.
+        medium: what the tokens are of.
+        options: how the asker understands the architecture; another understanding is refused.
     """
 
     request_id: str
@@ -114,6 +134,8 @@ class AnswerOrder:
     tokens_per_frame: int
     fingerprint: str
     sampling: SamplingParams
+    medium: Medium = Medium.VIDEO
+    options: ModelOptions = _DEFAULT_OPTIONS
 
     @property
     def token_set(self) -> str:
@@ -131,12 +153,14 @@ class TokensReady:
     """From the Generator, first: which tokens the answer will be based on.
 
     Attributes:
-        pts_seconds: presentation time of each frame.
+        pts_seconds: presentation time of each frame; one for a picture.
         method: the pruning method.
-        tokens_per_frame: tokens kept in each frame.
-        tokens_full: visual tokens before pruning.
-        tokens_kept: visual tokens after pruning.
+        tokens_per_frame: patches kept in each view, frame by frame.
+        tokens_full: visual tokens that the language model would see without pruning, separators included.
+        tokens_kept: visual tokens that it sees, separators included.
         seconds: time spent by stage before the Generator, if anything was.
+        medium: what the tokens are of.
+        views_per_picture: views in which the tower saw each frame, or the picture.
     """
 
     pts_seconds: tuple[float, ...]
@@ -145,6 +169,8 @@ class TokensReady:
     tokens_full: int
     tokens_kept: int
     seconds: dict[str, float]
+    medium: Medium = Medium.VIDEO
+    views_per_picture: int = 1
 
 
 @dataclass(frozen=True, slots=True)

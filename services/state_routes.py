@@ -4,11 +4,13 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from fastervlm_video.config import Medium
 from fastervlm_video.prune import get_method, method_names
 from services.http_errors import error_responses
 from services.inquiry import require_served
 from services.schemas import Health, ModelList, ModelObject, Readiness
 from services.service import VideoService
+from services.views import max_views
 
 __all__ = ["add_model_routes", "add_state_routes"]
 
@@ -54,6 +56,8 @@ def _model_object(service: VideoService) -> ModelObject:
         owned_by="fastervlm-video",
         context_length=facts.context_length,
         patches_per_frame=facts.patches_per_frame,
+        media=[medium.value for medium in Medium],
+        max_views_per_picture=max_views(facts),
         methods=[name for name in method_names() if get_method(name).fixed_total],
         default_method=live.default_method,
         default_keep_ratio=live.default_keep_ratio,

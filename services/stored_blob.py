@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 
+from fastervlm_video.config import Medium
 from fastervlm_video.errors import VideoNotFoundError
 
 __all__ = ["DEFAULT_PURPOSE", "DIGEST", "StoredBlob", "file_id", "is_file_id", "parse_file_id", "shown_name"]
@@ -16,6 +17,7 @@ DEFAULT_PURPOSE = "user_data"
 
 _FILE_ID_PREFIX = "file-"
 _MAX_FILENAME_CHARS = 255
+_MEDIA = frozenset(medium.value for medium in Medium)
 
 
 def file_id(digest: str) -> str:
@@ -52,6 +54,8 @@ class StoredBlob:
         filename: last part of the name it was first uploaded under; for show only.
         owner: name of the tenant whose file it is.
         purpose: what its uploader said that it is for; for show only.
+        medium: what it shows by its first bytes, ``image`` or ``video``; descriptions written before there were
+            pictures do not say.
     """
 
     digest: str
@@ -61,6 +65,7 @@ class StoredBlob:
     filename: str
     owner: str = ""
     purpose: str = DEFAULT_PURPOSE
+    medium: str = Medium.VIDEO.value
 
     @classmethod
     def from_json(cls, data: bytes, *, digest: str | None = None, owner: str = "") -> "StoredBlob":
@@ -80,6 +85,8 @@ class StoredBlob:
             raise ValueError(str(exc)) from exc
         kinds = {name: type(value) for name, value in asdict(blob).items()}
         if kinds != cls.__annotations__ or (blob.digest, blob.owner) != (digest or blob.digest, owner):
+            raise ValueError(f"unexpected content: {blob}")
+        if blob.medium not in _MEDIA:
             raise ValueError(f"unexpected content: {blob}")
         return blob
 

@@ -23,7 +23,7 @@ def write_to_disk(file: BinaryIO, data: bytes | bytearray) -> None:
         file.write(data)
     except OSError as exc:
         if exc.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise StorageFullError("the disk for incoming videos is full; try again later") from exc
+            raise StorageFullError("the disk for incoming files is full; try again later") from exc
         raise
 
 

@@ -108,7 +108,7 @@ class UrlPolicy:
             UrlNotAllowedError: fetching is off, or the URL's form, host or port is not allowed.
         """
         if not self.allowed_hosts:
-            raise UrlNotAllowedError("video_url is turned off on this server; upload the file instead")
+            raise UrlNotAllowedError("fetching from URLs is turned off on this server; upload the file instead")
         parsed = _parse(url)
         host = _canonical_host(parsed.raw_host.decode("ascii"))
         port = parsed.port or DEFAULT_PORTS[parsed.scheme]

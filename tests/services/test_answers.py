@@ -2,6 +2,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Iterator, MutableMapping
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from fastervlm_video.config import Medium
 from fastervlm_video.errors import CorruptMediaError, DeadlineExceededError, FasterVLMError
 from services.answering import AnswerEvent, VideoReady
 from services.answers import (
@@ -96,8 +98,10 @@ def test_the_builder_gathers_the_whole_answer() -> None:
         },
         "video": {
             "file_id": f"file-{DIGEST}",
+            "medium": "video",
             "frames": 2,
             "frame_seconds": [0.0, 1.235],
+            "views_per_picture": 1,
             "method": "cls_attention",
             "tokens_full": 128,
             "tokens_kept": 12,
@@ -106,6 +110,14 @@ def test_the_builder_gathers_the_whole_answer() -> None:
             "seconds": {"fetch": 0.1111, "decode": 0.1235, "encode": 0.5, "first_token": 0.25, "generate": 0.5},
         },
     }
+
+
+def test_a_picture_of_several_views_is_one_frame() -> None:
+    builder, tokens = new_builder(), replace(READY.tokens, pts_seconds=(0.0,), tokens_per_frame=(6, 6, 4))
+    builder.add(VideoReady(replace(tokens, medium=Medium.IMAGE, views_per_picture=3), "hit"))
+    block = builder.video()
+    assert (block.medium, block.frames, block.frame_seconds, block.views_per_picture) == ("image", 1, [0.0], 3)
+    assert block.tokens_per_frame == [6, 6, 4]
 
 
 def test_an_answer_without_words() -> None:

@@ -18,6 +18,7 @@ from fastervlm_video.errors import InvalidRequestError, StorageFullError, Unavai
 from services.blobs import ABANDONED_SECONDS, OVERHEAD_BYTES, BlobStore, StoredBlob, file_id, parse_file_id
 
 TTL = 100.0
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
 QUOTA = 1024**2
 
 
@@ -243,6 +244,54 @@ def test_what_was_stored_before_there_were_owners_is_still_there(store: BlobStor
     fs.pipe_file(path, json.dumps({k: v for k, v in known.items() if k not in {"owner", "purpose"}}).encode())
     assert store.stat(blob.digest) == blob
     assert store.all_of("") == [blob]
+
+
+@pytest.mark.parametrize(
+    ("head", "medium"),
+    [(PNG, "image"), (b"\xff\xd8\xff\xe0", "image"), (b"\0\0\0\x18ftypmp42", "video"), (b"x", "video"), (b"", "video")],
+)
+def test_what_a_file_is_is_seen_from_its_first_bytes(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch, head: bytes, medium: str
+) -> None:
+    class Trickle(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return super().read(3)
+
+    content = head + bytes(100) if head else b""
+    blob = store.put(Trickle(content), filename="a")
+    assert blob.medium == store.stat(blob.digest).medium == store.all_of("")[0].medium == medium
+    assert get(store, blob.digest) == content
+
+
+def test_a_description_from_before_there_were_pictures_is_put_right_by_the_next_upload(
+    store: BlobStore, url: str
+) -> None:
+    picture, video = put(store, PNG), put(store, b"a video")
+    for blob in (picture, video):
+        _describe(url, blob, lambda known: {name: value for name, value in known.items() if name != "medium"})
+        assert store.stat(blob.digest).medium == "video"
+    assert get(store, video.digest) == b"a video"
+    with pytest.raises(VideoNotFoundError, match="upload it again"):
+        get(store, picture.digest)
+    assert put(store, PNG).medium == "image"
+    assert get(store, picture.digest) == PNG
+
+
+@pytest.mark.parametrize("said", ["image", "audio", "", None, 1, ["video"], {"image": 1}])
+def test_a_description_that_lies_about_the_medium_is_not_believed(store: BlobStore, url: str, said: object) -> None:
+    blob = put(store, b"a video")
+    _describe(url, blob, lambda known: {**known, "medium": said})
+    with pytest.raises(VideoNotFoundError):
+        get(store, blob.digest)
+    assert put(store, b"a video").medium == "video"
+    assert get(store, blob.digest) == b"a video"
+    assert store.used_bytes() == 7 + OVERHEAD_BYTES
+
+
+def _describe(url: str, blob: StoredBlob, change: Callable[[dict[str, object]], dict[str, object]]) -> None:
+    fs, root = fsspec.url_to_fs(url)
+    path = f"{root}/objects/{blob.digest[:2]}/{blob.digest}.json"
+    fs.pipe_file(path, json.dumps(change(json.loads(fs.cat_file(path)))).encode())
 
 
 def test_expired_files_of_all_owners_are_swept(store: BlobStore, url: str, clock: Clock) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -10,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from openai import OpenAI
 from starlette.types import Receive, Scope, Send
 
+from fastervlm_video.config import Medium
 from fastervlm_video.errors import (
     DeadlineExceededError,
     InvalidRequestError,
@@ -21,7 +23,7 @@ from services.answering import AnswerEvent
 from services.answers import EventStreamResponse, collect_answer, server_sent_events
 from services.chat import ChatDialect, chat_inquiry, supported_fields
 from services.chat_schemas import CHAT_EXAMPLES, ChatRequest
-from services.inquiry import InlineVideo, Inquiry, RemoteVideo, StoredVideo
+from services.inquiry import InlineFile, Inquiry, RemoteFile, StoredFile
 from services.requests import _validated
 from services.stages import AnswerText
 from tests.services.live import serve_asgi
@@ -36,13 +38,18 @@ def user(text: str, *urls: str) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "text", "text": text}, *parts]}
 
 
+def picture(text: str, *urls: str, **more: object) -> dict[str, Any]:
+    parts = [{"type": "image_url", "image_url": {"url": url, **more}} for url in urls]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
 def inquiry(*messages: dict[str, Any], **fields: Any) -> Inquiry:
     body = {"model": MODEL, "messages": list(messages) or [user("What?", FILE)], **fields}
     return chat_inquiry(_validated(ChatRequest, supported_fields(body)), MODEL)
 
 
 def test_what_is_not_said_is_as_in_openais_api() -> None:
-    assert inquiry() == Inquiry((Message("user", "What?"),), StoredVideo(FILE), temperature=1.0)
+    assert inquiry() == Inquiry((Message("user", "What?"),), StoredFile(FILE, Medium.VIDEO), temperature=1.0)
 
 
 def test_what_is_said_is_taken() -> None:
@@ -58,7 +65,9 @@ def test_what_is_said_is_taken() -> None:
         "stream": True,
     }
     found = inquiry(max_tokens=7, stop=["a", "b", "a"], **fields)
-    assert found == Inquiry((Message("user", "What?"),), StoredVideo(FILE), max_tokens=7, stop=("a", "b"), **fields)
+    assert found == Inquiry(
+        (Message("user", "What?"),), StoredFile(FILE, Medium.VIDEO), max_tokens=7, stop=("a", "b"), **fields
+    )
 
 
 def test_null_is_as_good_as_nothing() -> None:
@@ -82,15 +91,16 @@ def test_a_conversation_keeps_its_order_and_its_texts_their_lines() -> None:
 @pytest.mark.parametrize(
     ("url", "source"),
     [
-        (FILE, StoredVideo(FILE)),
-        ("file-../etc", StoredVideo("file-../etc")),
-        ("data:video/mp4;base64,QUJD", InlineVideo("data:video/mp4;base64,QUJD")),
-        ("https://example.com/a.mp4", RemoteVideo("https://example.com/a.mp4")),
-        ("file:///etc/passwd", RemoteVideo("file:///etc/passwd")),
+        (FILE, StoredFile(FILE, Medium.VIDEO)),
+        ("file-../etc", StoredFile("file-../etc", Medium.VIDEO)),
+        ("data:video/mp4;base64,QUJD", InlineFile("data:video/mp4;base64,QUJD", Medium.VIDEO)),
+        ("https://example.com/a.mp4", RemoteFile("https://example.com/a.mp4", Medium.VIDEO)),
+        ("file:///etc/passwd", RemoteFile("file:///etc/passwd", Medium.VIDEO)),
     ],
 )
-def test_where_the_video_is(url: str, source: object) -> None:
-    assert inquiry(user("What?", url)).video == source
+def test_where_the_file_is(url: str, source: StoredFile | InlineFile | RemoteFile) -> None:
+    assert inquiry(user("What?", url)).source == source
+    assert inquiry(picture("What?", url)).source == replace(source, said_to_be=Medium.IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +113,18 @@ def test_where_the_video_is(url: str, source: object) -> None:
             [user("What?", FILE), {"role": "assistant", "content": "x"}, user("And?", FILE)],
             "this one has 2",
         ),
+        ([picture("What?", FILE, FILE)], "this one has 2"),
+        ([user("What?", FILE), {"role": "assistant", "content": "x"}, picture("And?", FILE)], "this one has 2"),
+        (
+            [picture("What?"), {"role": "assistant", "content": "x"}, picture("And?", FILE)],
+            r"is in message 2 \(user\)",
+        ),
         ([user("What?"), {"role": "assistant", "content": "x"}, user("And?", FILE)], r"is in message 2 \(user\)"),
         ([{**user("be short", FILE), "role": "system"}, user("What?")], r"is in message 0 \(system\)"),
         ([{**user("x", FILE), "role": "assistant"}], r"is in message 0 \(assistant\)"),
     ],
 )
-def test_one_video_in_the_users_first_message(messages: list[dict[str, Any]], words: str) -> None:
+def test_one_video_or_picture_in_the_users_first_message(messages: list[dict[str, Any]], words: str) -> None:
     with pytest.raises(InvalidRequestError, match=words) as caught:
         inquiry(*messages)
     assert caught.value.param is not None
@@ -125,7 +141,10 @@ def test_one_video_in_the_users_first_message(messages: list[dict[str, Any]], wo
         ({"role": "user", "content": "x", "name": "me"}, "name"),
         ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "tool_calls"),
         ({"role": "assistant", "content": "x", "refusal": "no"}, "refusal"),
-        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "content.0"),
+        ({"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "x"}}]}, "content.0"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, "image_url"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}, "url"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x", "detail": "best"}}]}, "detail"),
         ({"role": "user", "content": [{"type": "video_url", "video_url": "x"}]}, "video_url"),
         ({"role": "user", "content": [{"type": "video_url", "video_url": {"url": ""}}]}, "url"),
         ({"role": "user", "content": [{"type": "video_url", "video_url": {"url": "x", "fps": 3}}]}, "fps"),
@@ -138,6 +157,11 @@ def test_messages_of_another_form_are_refused_where_they_differ(message: dict[st
     place = ".".join(map(str, caught.value.errors()[0]["loc"]))
     assert place.startswith("body.messages.0.")
     assert where in place
+
+
+@pytest.mark.parametrize("detail", ["auto", "low", "high", None])
+def test_a_detail_is_taken_and_makes_no_difference(detail: str | None) -> None:
+    assert inquiry(picture("What?", FILE, detail=detail)) == inquiry(picture("What?", FILE))
 
 
 def test_another_model_is_not_found() -> None:

@@ -7,13 +7,14 @@ from typing import cast
 import pytest
 
 from fastervlm_video.cache import MemoryStore, TokenCache, encode_tokens
+from fastervlm_video.config import Medium
 from fastervlm_video.plan import TokenPlan
 from services import encoding as module
 from services.encoding import ClaimBoard, SharedEncoding
 from services.handles import Encoding
 from tests.cache.samples import make_cache_key, make_tokens
 
-PLAN = TokenPlan(make_cache_key(), 1, 8)
+PLAN = TokenPlan(make_cache_key(), 1, Medium.VIDEO)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastervlm_video.errors import DeadlineExceededError, PayloadTooLargeError, UrlFetchError, UrlNotAllowedError
-from services.fetch import fetch_video, resolve_host
+from services.fetch import fetch_file, resolve_host
 from services.url_policy import UrlPolicy
 from tests.services.certificates import write_self_signed
 from tests.services.live import QuietHandler, serve_http
@@ -122,7 +122,7 @@ async def fetch(
     ssl_context: ssl.SSLContext | None = None,
 ) -> bytes:
     sink = io.BytesIO()
-    count = await fetch_video(
+    count = await fetch_file(
         f"{scheme}://{host}:{origin.port}{path}",
         policy=policy or policy_for(origin),
         limit_bytes=LIMIT,
@@ -163,7 +163,7 @@ async def test_bodies_of_unknown_length_up_to_the_limit(origin: Origin, count: i
 async def test_too_large_is_cut(origin: Origin, path: str) -> None:
     sink = io.BytesIO()
     with pytest.raises(PayloadTooLargeError, match=str(LIMIT)):
-        await fetch_video(
+        await fetch_file(
             f"http://127.0.0.1:{origin.port}{path}",
             policy=policy_for(origin),
             limit_bytes=LIMIT,
@@ -330,7 +330,7 @@ async def test_a_cancelled_download_has_stopped_writing(origin: Origin) -> None:
 
     sink = Slow()
     task = asyncio.ensure_future(
-        fetch_video(
+        fetch_file(
             f"http://127.0.0.1:{origin.port}/video",
             policy=policy_for(origin),
             limit_bytes=LIMIT,

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastervlm_video.config import Medium
 from fastervlm_video.errors import InvalidRequestError, PayloadTooLargeError
 from services.inline import base64_chars, decode_data_url, is_data_url
 
@@ -16,10 +17,10 @@ def encoded(content: bytes) -> str:
 
 @given(content=st.binary(min_size=1, max_size=100))
 def test_content_comes_back_and_its_length_is_known_before(content: bytes) -> None:
-    assert decode_data_url(HEAD + encoded(content), limit_bytes=len(content)) == content
+    assert decode_data_url(HEAD + encoded(content), medium=Medium.VIDEO, limit_bytes=len(content)) == content
     assert base64_chars(len(content)) == len(encoded(content))
     with pytest.raises(PayloadTooLargeError, match=f"at most {len(content) - 1} bytes"):
-        decode_data_url(HEAD + encoded(content), limit_bytes=len(content) - 1)
+        decode_data_url(HEAD + encoded(content), medium=Medium.VIDEO, limit_bytes=len(content) - 1)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,23 @@ def test_content_comes_back_and_its_length_is_known_before(content: bytes) -> No
 )
 def test_kinds_that_may_be_videos(head: str) -> None:
     assert is_data_url(f"{head},QUJD")
-    assert decode_data_url(f"{head},QUJD", limit_bytes=3) == b"ABC"
+    assert decode_data_url(f"{head},QUJD", medium=Medium.VIDEO, limit_bytes=3) == b"ABC"
+
+
+@pytest.mark.parametrize(
+    "kind", ["image/png", "image/jpeg", "image/jpg", "IMAGE/WebP", "application/octet-stream", "image/png;a=b"]
+)
+def test_kinds_that_may_be_pictures(kind: str) -> None:
+    assert decode_data_url(f"data:{kind};base64,QUJD", medium=Medium.IMAGE, limit_bytes=3) == b"ABC"
+
+
+@pytest.mark.parametrize("kind", ["video/mp4", "image/gif", "image/svg+xml", "image/pngx", "text/plain"])
+def test_other_kinds_are_no_pictures(kind: str) -> None:
+    with pytest.raises(InvalidRequestError, match="JPEG, PNG or WebP picture, not") as caught:
+        decode_data_url(f"data:{kind};base64,QUJD", medium=Medium.IMAGE, limit_bytes=3)
+    assert kind in caught.value.message
+    with pytest.raises(InvalidRequestError, match="must begin like data:image/png;base64,"):
+        decode_data_url(f"data:{kind},QUJD", medium=Medium.IMAGE, limit_bytes=3)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +76,7 @@ def test_kinds_that_may_be_videos(head: str) -> None:
 )
 def test_anything_but_exact_base64_of_a_video_is_refused(url: str, words: str) -> None:
     with pytest.raises(InvalidRequestError, match=words) as caught:
-        decode_data_url(url, limit_bytes=100)
+        decode_data_url(url, medium=Medium.VIDEO, limit_bytes=100)
     assert len(caught.value.message) < 300
 
 

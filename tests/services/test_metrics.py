@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fastervlm_video.cache import CacheStats, MemoryStore, TokenCache, encode_tokens
+from fastervlm_video.config import Medium
 from services import metrics
 from services.logs import join_replica_log
 from services.metrics import AnswerMeter, CacheReporter, WorkMeter
@@ -20,6 +21,7 @@ class Board:
 
     def __init__(self) -> None:
         self.totals: dict[str, float] = defaultdict(float)
+        self.tagged: dict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
         self.gauges: dict[str, float] = {}
         self.changed = threading.Event()
 
@@ -35,9 +37,10 @@ class _Counter:
     def __init__(self, board: Board, name: str) -> None:
         self._board, self._name = board, name
 
-    def inc(self, value: float = 1.0) -> None:
+    def inc(self, value: float = 1.0, tags: dict[str, str] | None = None) -> None:
         assert value > 0  # Ray refuses others
         self._board.totals[self._name] += value
+        self._board.tagged[self._name, tuple(sorted((tags or {}).items()))] += value
         self._board.changed.set()
 
 
@@ -79,6 +82,15 @@ def test_reports_add_up_to_what_the_cache_has_counted(board: Board, cache: Token
         "fastervlm_cache_read_bytes_total": 3 * len(blob),
         "fastervlm_cache_written_bytes_total": stats.bytes_written,
     }
+
+
+def test_answers_are_told_apart_by_what_they_are_about(board: Board) -> None:
+    meter = AnswerMeter()
+    for medium in (Medium.VIDEO, Medium.IMAGE, Medium.IMAGE):
+        meter.record(cache="hit", medium=medium)
+    name = "fastervlm_answers_total"
+    assert board.tagged[name, (("cache", "hit"), ("medium", "image"))] == 2
+    assert board.tagged[name, (("cache", "hit"), ("medium", "video"))] == 1
 
 
 def test_evictions_are_shown_where_the_store_knows_them(board: Board, cache: TokenCache) -> None:
@@ -124,7 +136,7 @@ def test_the_thread_ends_with_the_cache(board: Board) -> None:
 
 def test_outside_of_a_replica_meters_do_no_harm(cache: TokenCache) -> None:
     WorkMeter("decode").record(videos=1, frames=8, seconds=0.1)
-    AnswerMeter().record(cache="hit")
+    AnswerMeter().record(cache="hit", medium=Medium.IMAGE)
     cache.lookup(make_cache_key(), None, FINGERPRINT)
     assert CacheReporter(cache).report()
     join_replica_log()

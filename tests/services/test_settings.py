@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from fastervlm_video.config import MediaLimits, PruneSpec
+from fastervlm_video.config import ImageLayout, MediaLimits, ModelOptions, PruneSpec
 from fastervlm_video.errors import InvalidRequestError
 from services.settings import STAGES, Settings, StageSettings, load_settings, settings_table
 
@@ -23,6 +23,7 @@ def test_the_defaults_agree_with_the_library() -> None:
     settings = load_settings()
     assert settings.media_limits() == MediaLimits()
     assert settings.default_keep_ratio == PruneSpec().keep_ratio
+    assert settings.model_options() == ModelOptions()
     assert settings.redis_url is None
     assert settings.url_policy().allowed_hosts == ()
     assert settings.blob_location() == f"file://{settings.runtime_dir}/blobs"
@@ -54,6 +55,15 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.revision is None
     assert settings.tenant_salt.get_secret_value() == "pepper"
     assert "pepper" not in repr(settings)
+
+
+def test_what_is_chosen_about_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTERVLM_IMAGE_LAYOUT", "reference")
+    monkeypatch.setenv("FASTERVLM_FRAME_LABEL", "Frame {n}: ")
+    assert load_settings().model_options() == ModelOptions(ImageLayout.REFERENCE, "Frame {n}: ")
+    monkeypatch.setenv("FASTERVLM_IMAGE_LAYOUT", "rows")
+    with pytest.raises(InvalidRequestError, match=r"FASTERVLM_IMAGE_LAYOUT.*'rows'"):
+        load_settings()
 
 
 def test_one_variable_of_a_stage_leaves_its_other_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

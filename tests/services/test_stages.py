@@ -18,7 +18,7 @@ from ray.serve._private.config import DeploymentConfig
 from torch import Tensor
 
 from fastervlm_video.cache import CacheKey, Storage, decode_tokens, encode_tokens, read_header
-from fastervlm_video.config import DEFAULT_METHOD, FrameSampling, PruneSpec, SamplingParams
+from fastervlm_video.config import DEFAULT_METHOD, FrameSampling, Medium, PruneSpec, SamplingParams
 from fastervlm_video.errors import (
     FasterVLMError,
     FingerprintMismatchError,
@@ -230,7 +230,7 @@ async def test_videos_are_encoded_together_and_one_bad_order_fails_alone(
 ) -> None:
     decoded = await _decode(decoder, facts, digest)
     passes: list[int] = []
-    embeddings = encoder._encoder.tower.embeddings
+    embeddings = encoder._encoders[Medium.VIDEO].tower.embeddings
     hook = embeddings.register_forward_hook(lambda _module, _inputs, output: passes.append(len(output)))
     try:
         orders = [_orders(facts, digest, keep)[0] for keep in (1, 4, 9, 64)]
@@ -270,7 +270,7 @@ async def test_the_tower_runs_on_while_tokens_are_packed_and_stored(
 
     monkeypatch.setattr("services.encoder.encode_tokens", note_packing)
     monkeypatch.setattr(encoder._cache, "insert", insert_late)
-    hook = encoder._encoder.tower.embeddings.register_forward_hook(note_pass)
+    hook = encoder._encoders[Medium.VIDEO].tower.embeddings.register_forward_hook(note_pass)
     try:
         first = asyncio.create_task(encoder.encode(decoded, orders[0]))
         await asyncio.wait_for(stored.wait(), 30)
@@ -289,7 +289,8 @@ async def test_tokens_that_cannot_be_stored_are_the_askers_error(
     """Features beyond float16: the asker is told, and the next one is served."""
     decoded = await _decode(decoder, facts, digest)
     encode, _ = _orders(facts, digest, 12, "uniform_grid")
-    final = encoder._encoder.tower.get_submodule(f"encoder.layers.{encoder._encoder.tower.depth - 1}.mlp")
+    tower = encoder._encoders[Medium.VIDEO].tower
+    final = tower.get_submodule(f"encoder.layers.{tower.depth - 1}.mlp")
     hook = final.register_forward_hook(lambda _module, _inputs, output: output + 1e6)
     try:
         with pytest.raises(FasterVLMError, match="float16"):

@@ -118,7 +118,9 @@ def backdrop(rng: np.random.Generator, style: SceneStyle, moved_px: FloatImage, 
     planes = drawn.transpose(2, 0, 1)
     corners, place = np.unique(margin - moved_px * texels, axis=0, return_inverse=True)  # one, if the camera rests
     boxes = np.concatenate([corners, corners + small], axis=1).tolist()
-    views = np.stack([_resized(planes, height, width, Image.Resampling.BICUBIC, tuple(box)) for box in boxes])
+    views = np.empty((len(boxes), height, width, 3), np.float32)
+    for view, box in zip(views, boxes, strict=True):
+        view[:] = _resized(planes, height, width, Image.Resampling.BICUBIC, tuple(box))
     frames: FloatImage = views[place.ravel()]
     return frames
 

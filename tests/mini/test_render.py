@@ -85,6 +85,7 @@ def test_frames_take_any_size() -> None:
     assert render_scenes(scene, TIMES[None, :2], height=30, width=44).shape == (1, 2, 30, 44, 3)
     assert render_scenes(scene, TIMES[None, :1]).shape == (1, 1, SIDE, SIDE, 3)
     assert render_scene(scene, num_frames=3, height=50, width=34).shape == (3, 50, 34, 3)
+    assert render_scenes(scene, TIMES[None, :0]).shape == (1, 0, SIDE, SIDE, 3)
 
 
 def test_a_video_shows_the_scene_from_beginning_to_end() -> None:

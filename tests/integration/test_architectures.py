@@ -39,7 +39,7 @@ class Architecture:
     """A service of one architecture, and the same checkpoint in this process."""
 
     name: str
-    base: str
+    app: str
     model: str
     client: httpx.Client
     library: VideoQA
@@ -47,12 +47,12 @@ class Architecture:
 
     def ask(self, **fields: Any) -> httpx.Response:
         return self.client.post(
-            f"/{self.name}/v1/ask", json={"question": QUESTION, "max_tokens": ANSWER_TOKENS, **fields}
+            f"/{self.app}/v1/ask", json={"question": QUESTION, "max_tokens": ANSWER_TOKENS, **fields}
         )
 
     def upload_and_ask(self, name: str, content: bytes) -> dict[str, Any]:
         form = {"question": QUESTION, "max_tokens": str(ANSWER_TOKENS)}
-        answer = self.client.post(f"/{self.name}/v1/ask", data=form, files={"file": (name, content)})
+        answer = self.client.post(f"/{self.app}/v1/ask", data=form, files={"file": (name, content)})
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
         return found
@@ -77,7 +77,9 @@ def redis() -> Iterator[RedisProcess]:
 
 
 @contextlib.contextmanager
-def deployed(name: str, service: Service, redis: RedisProcess, folder: Path) -> Iterator[Architecture]:
+def deployed(
+    name: str, service: Service, redis: RedisProcess, folder: Path, *, app: str = "architecture"
+) -> Iterator[Architecture]:
     """Beside the service that all tests share, for as long as the block runs."""
     model = folder / name
     if not model.exists():
@@ -92,13 +94,13 @@ def deployed(name: str, service: Service, redis: RedisProcess, folder: Path) -> 
         encoder=_SMALL,
         generator=_SMALL,
     )
-    serve.run(build_app(settings), name=name, route_prefix=f"/{name}")
+    serve.run(build_app(settings), name=app, route_prefix=f"/{app}")
     try:
         with VideoQA.from_pretrained(model, num_frames=NUM_FRAMES) as library:
-            wait_until(lambda: service.client.get(f"/{name}/readyz").status_code == 200)
-            yield Architecture(name, f"{service.url}/{name}", library.facts.name, service.client, library, redis)
+            wait_until(lambda: service.client.get(f"/{app}/readyz").status_code == 200)
+            yield Architecture(name, app, library.facts.name, service.client, library, redis)
     finally:
-        serve.delete(name)
+        serve.delete(app)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +142,31 @@ def check(architecture: Architecture, answer: dict[str, Any], content: bytes, me
     assert (block["views_per_picture"] > 1) == (architecture.name == "llava_next")
 
 
-def test_a_picture_uploaded_then_in_chat(architecture: Architecture) -> None:
+def test_two_architectures_on_one_redis_never_mix(service: Service, redis: RedisProcess, folder: Path) -> None:
+    jpeg = picture("JPEG", seed=5)
+    with (
+        deployed("llava", service, redis, folder, app="first") as first,
+        deployed("llava_next", service, redis, folder, app="second") as second,
+    ):
+        seen, texts = first.entries(), []
+        for one in (first, second):
+            cold = one.upload_and_ask("a.jpg", jpeg)
+            assert cold["video"]["cache"] == "miss"
+            check(one, cold, jpeg, "image")
+            fresh = one.entries() - seen
+            assert len({field.rpartition(b".")[0] for _, field in fresh}) == 1  # one entry: its header and its body
+            texts.append(fresh)
+            seen |= fresh
+        assert not texts[0] & texts[1]
+        assert {key for key, _ in texts[0]} == {key for key, _ in texts[1]}  # one video, two variants
+        for one in (first, second):
+            warm = one.ask(file_id=cold["video"]["file_id"])
+            assert warm.json()["video"]["cache"] == "hit"
+            check(one, warm.json(), jpeg, "image")
+        assert first.entries() == seen
+
+
+def test_a_picture_uploaded_then_in_chat(architecture: Architecture, service: Service) -> None:
     jpeg = picture("JPEG", seed=1)
     check(architecture, architecture.upload_and_ask("a.jpg", jpeg), jpeg, "image")
     png = picture("PNG", seed=2, height=90, width=40)
@@ -155,7 +181,9 @@ def test_a_picture_uploaded_then_in_chat(architecture: Architecture) -> None:
         "temperature": 0,
         "max_completion_tokens": ANSWER_TOKENS,
     }
-    with OpenAI(base_url=f"{architecture.base}/v1", api_key="none", timeout=TIMEOUT_SECONDS, max_retries=0) as client:
+    with OpenAI(
+        base_url=f"{service.url}/{architecture.app}/v1", api_key="none", timeout=TIMEOUT_SECONDS, max_retries=0
+    ) as client:
         cold, warm = (client.chat.completions.create(**options) for _ in range(2))
         chunks = list(client.chat.completions.create(stream=True, **options))
     for answer, cache in ((cold, "miss"), (warm, "hit")):
@@ -172,7 +200,7 @@ def test_a_video_streamed_and_not(architecture: Architecture, folder: Path) -> N
     assert whole["video"]["cache"] == "miss"
     check(architecture, whole, content, "video")
     body = {"file_id": whole["video"]["file_id"], "question": QUESTION, "max_tokens": ANSWER_TOKENS, "stream": True}
-    with architecture.client.stream("POST", f"/{architecture.name}/v1/ask", json=body) as response:
+    with architecture.client.stream("POST", f"/{architecture.app}/v1/ask", json=body) as response:
         assert response.status_code == 200
         events = read_events(response)
     assert "".join(data["text"] for name, data in events if name == "delta") == whole["answer"]
@@ -197,30 +225,6 @@ def test_refusals_reach_the_client_as_what_they_are(architecture: Architecture) 
 
 
 def test_what_is_served_is_said(architecture: Architecture) -> None:
-    (model,) = architecture.client.get(f"/{architecture.name}/v1/models").json()["data"]
+    (model,) = architecture.client.get(f"/{architecture.app}/v1/models").json()["data"]
     views = 5 if architecture.name == "llava_next" else 1
     assert (model["media"], model["max_views_per_picture"]) == (["image", "video"], views)
-
-
-def test_two_architectures_on_one_redis_never_mix(service: Service, redis: RedisProcess, folder: Path) -> None:
-    jpeg = picture("JPEG", seed=5)
-    with (
-        deployed("llava", service, redis, folder) as first,
-        deployed("llava_next", service, redis, folder) as second,
-    ):
-        seen, texts = first.entries(), []
-        for one in (first, second):
-            cold = one.upload_and_ask("a.jpg", jpeg)
-            assert cold["video"]["cache"] == "miss"
-            check(one, cold, jpeg, "image")
-            fresh = one.entries() - seen
-            assert len({field.rpartition(b".")[0] for _, field in fresh}) == 1  # one entry: its header and its body
-            texts.append(fresh)
-            seen |= fresh
-        assert not texts[0] & texts[1]
-        assert {key for key, _ in texts[0]} == {key for key, _ in texts[1]}  # one video, two variants
-        for one in (first, second):
-            warm = one.ask(file_id=cold["video"]["file_id"])
-            assert warm.json()["video"]["cache"] == "hit"
-            check(one, warm.json(), jpeg, "image")
-        assert first.entries() == seen

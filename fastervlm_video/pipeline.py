@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -124,7 +124,7 @@ class VideoQA:
         self._sampling = sampling or FrameSampling()
         self._device, self._dtype = device, dtype
         self._loading = threading.RLock()
-        self._encoders: dict[str, VisionEncoder] = {}
+        self._encoders: dict[Hashable, VisionEncoder] = {}
         self._language: LanguageHalf | None = None
         self._engine: Engine | None = None
         self._closed = False
@@ -201,10 +201,10 @@ class VideoQA:
         """The vision half, loaded on first use. An architecture may have a tower of its own for pictures."""
         checkpoint = self.facts.checkpoint
         with self._loading:
-            tower = checkpoint.adapter.tower(medium)
-            if tower not in self._encoders:
-                self._encoders[tower] = checkpoint.load_vision(self._device, self._dtype, medium=medium)
-            return self._encoders[tower]
+            which = checkpoint.vision_of(medium)
+            if which not in self._encoders:
+                self._encoders[which] = checkpoint.load_vision(self._device, self._dtype, medium=medium)
+            return self._encoders[which]
 
     @property
     def engine(self) -> Engine:

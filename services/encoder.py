@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -37,15 +38,15 @@ def _count_frames(jobs: list[EncodeJob]) -> int:
 
 
 def _load_encoders(facts: ModelFacts, settings: Settings) -> dict[Medium, VisionEncoder]:
-    """By medium; media that one tower sees have one encoder."""
-    by_tower: dict[str, VisionEncoder] = {}
+    """By medium; media that one tower sees in one way have one encoder."""
+    loaded: dict[Hashable, VisionEncoder] = {}
     for medium in Medium:
-        tower = facts.checkpoint.adapter.tower(medium)
-        if tower not in by_tower:
-            by_tower[tower] = facts.checkpoint.load_vision(
+        which = facts.checkpoint.vision_of(medium)
+        if which not in loaded:
+            loaded[which] = facts.checkpoint.load_vision(
                 settings.device, settings.dtype, medium=medium, compile_tower=settings.encoder_compile
             )
-    return {medium: by_tower[facts.checkpoint.adapter.tower(medium)] for medium in Medium}
+    return {medium: loaded[facts.checkpoint.vision_of(medium)] for medium in Medium}
 
 
 class Encoder:

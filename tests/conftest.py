@@ -2,8 +2,10 @@
 
 import signal
 import sys
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 from fastervlm_video import cli
 from tests.cli_kit import Outcome, Run
@@ -11,6 +13,15 @@ from tests.cli_kit import Outcome, Run
 # A shell starts background jobs with SIGINT ignored, which every process that a test starts would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Models of a few thousand parameters are faster so, and leave the other cores to whom they belong."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

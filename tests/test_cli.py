@@ -2,11 +2,10 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -17,16 +16,10 @@ from fastervlm_video.mini import MINI_NAME, random_scene, render_scene
 from tests.checkpoints import SMALL, save_random_checkpoint
 from tests.cli_kit import Run, run_program
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUESTION = "What color is the square?"
 PATCHES = (SMALL.image_size // SMALL.patch_size) ** 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,11 @@
 """The command line on pictures, with architectures of one view and of several."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from PIL import Image
 from transformers import LlavaNextImageProcessor
 
@@ -16,20 +14,14 @@ from fastervlm_video.mini import random_scene, render_scene
 from tests.checkpoints import SMALL, save_random_checkpoint, save_random_llava, save_random_llava_next
 from tests.cli_kit import Run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUESTION = "What color is the square?"
 PATCHES = (SMALL.image_size // SMALL.patch_size) ** 2
 WIDE = (40, 120)  # (height, width): fits 32 x 96 best of the checkpoint's resolutions, so a row of three tiles
 TILES, ROWS = 3, 4  # of them; and rows of patches in those tiles, none of which is padding
 KEPT = 3
 CELL, GAP = 272, 14
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def scene(height: int, width: int) -> npt.NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -161,6 +161,10 @@ class Checkpoint:
             }
             self._fingerprints[tower] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return self._fingerprints[tower]
+
+    def vision_of(self, medium: Medium) -> Hashable:
+        """What is equal for media that one vision half serves: the tower, and what happens to frames before it."""
+        return self.adapter.tower(medium), self.preprocessing(medium)
 
     def load_vision(
         self,

@@ -20,6 +20,7 @@ from tests.checkpoints import (
     SMALL,
     WEIGHTS,
     save_random_checkpoint,
+    save_random_llava,
 )
 from tests.models.kit import (
     LAYER,
@@ -233,3 +234,16 @@ def test_other_sizes_open_too(size: Any, tmp_path: Path) -> None:
     side = size.image_size // size.patch_size
     assert checkpoint.grid == (side, side)
     assert loads_vision(checkpoint).frame_size == (size.image_size, size.image_size)
+
+
+def test_media_share_a_vision_half_where_all_is_equal(tmp_path: Path) -> None:
+    llava = save_random_llava(tmp_path / "llava")
+    shared = Checkpoint.open(llava)
+    assert shared.vision_of(Medium.IMAGE) == shared.vision_of(Medium.VIDEO)
+    config = json.loads((llava / PROCESSORS[0]).read_text())
+    (llava / PROCESSORS[1]).write_text(json.dumps(config | {"image_mean": [0.5] * 3}))
+    apart = Checkpoint.open(llava)
+    assert apart.vision_of(Medium.IMAGE) != apart.vision_of(Medium.VIDEO)
+    assert apart.load_vision("cpu", medium=Medium.VIDEO).preprocessing.mean == (0.5,) * 3
+    two_towers = Checkpoint.open(save_random_checkpoint(tmp_path / "video-llava"))
+    assert two_towers.vision_of(Medium.IMAGE) != two_towers.vision_of(Medium.VIDEO)

@@ -1,7 +1,6 @@
 """The stages with every architecture, about pictures and videos: real models, real Redis, no cluster around them."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -37,7 +36,10 @@ from tests.checkpoints import random_frames, save_random_checkpoint, save_random
 from tests.integration.external_redis import RedisProcess
 from tests.services.kit import lone_encoder, picture_bytes
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # a batch queue belongs to the loop of its replica
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),  # a batch queue belongs to the loop of its replica
+    pytest.mark.usefixtures("logs_as_they_were"),
+]
 
 QUESTION = "What is it?"
 SAMPLING, PARAMS = FrameSampling(3), SamplingParams(max_tokens=5)
@@ -81,17 +83,6 @@ class Replicas:
             "r", asked, plan.key, plan.tokens_per_frame, fingerprint, PARAMS, medium=medium, options=options
         )
         return encode, answer
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _logs_as_they_were() -> Iterator[None]:
-    """A stage that believes to be a replica has the library log to Serve."""
-    loggers = [logging.getLogger(name) for name in ("fastervlm_video", "services")]
-    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
-    yield
-    for logger, level, handlers in before:
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="module")

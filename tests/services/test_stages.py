@@ -1,7 +1,6 @@
 """The Decoder, Encoder and Generator classes themselves: real model, real Redis, no cluster around them."""
 
 import asyncio
-import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
@@ -49,21 +48,13 @@ from services.stages import (
 from services.stores import open_blob_store, open_service_cache
 from tests.services.kit import lone_encoder
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # a batch queue belongs to the loop of its replica
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),  # a batch queue belongs to the loop of its replica
+    pytest.mark.usefixtures("logs_as_they_were"),
+]
 
 SAMPLING = FrameSampling(4)
 ASKED = (Message("user", "What is it?"),)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _logs_as_they_were() -> Iterator[None]:
-    """A stage that believes to be a replica has the library log to Serve."""
-    loggers = [logging.getLogger(name) for name in ("fastervlm_video", "services")]
-    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
-    yield
-    for logger, level, handlers in before:
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ define compile
 	sed -i '/^torch==/,/[^\\]$$/d' $(2)
 endef
 
-.PHONY: help demo serve test check load dashboard-check bench bench-engine bench-first-token format lock clean
+.PHONY: help demo serve test check load dashboard-check bench bench-engine bench-first-token bench-models format lock \
+  clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -65,6 +66,9 @@ bench-engine: $(VENV)/.run ## The language engine against generate, one by one a
 
 bench-first-token: $(VENV)/.run ## Time to the first token, all visual tokens against few
 	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/first_token.py --quick --repeats 1
+
+bench-models: $(VENV)/.run ## Each architecture at its published 7B dimensions, each half in its own process
+	$(BIN)/python benchmarks/real_dimensions.py
 
 format: $(VENV)/.dev ## Fix formatting and what the linter can fix
 	$(BIN)/ruff check --fix .

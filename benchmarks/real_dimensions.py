@@ -38,9 +38,14 @@ from fastervlm_video.mini.vocabulary import IMAGE, VIDEO, build_tokenizer
 from fastervlm_video.models import adapters
 from fastervlm_video.plan import ModelFacts
 
-VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "patch_size": 14}
+VISION: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "patch_size": 14}
 VISION_LAYERS, QUICK_LAYERS = 24, 4
-TEXT = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "max_position_embeddings": 4096}
+TEXT: dict[str, Any] = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 4096,
+}
 TEXT_LAYERS, VOCABULARY = 2, 32064
 KEEPS = (1.0, 0.1)
 PICTURE, VIDEO_SIZE, FRAMES = (504, 672), (320, 640), 8  # (height, width)
@@ -107,7 +112,8 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    config = adapter.config_class(
+    build: Any = adapter.config_class  # whose arguments are the subclass's
+    config = build(
         vision_config=CLIPVisionConfig(**VISION, num_hidden_layers=layers, image_size=side),
         text_config=text,
         image_token_index=identifiers[IMAGE],

@@ -1,6 +1,7 @@
 """The command ``models``: what is supported, and what a checkpoint's visual tokens come to, without its weights."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,8 +67,7 @@ def _all_architectures() -> dict[str, Any]:
 
     found = []
     for adapter in adapters().values():
-        config = adapter.config_class()
-        opening: Opening = lambda options, config=config: Blueprint.of_config(config, options)  # noqa: E731 - bound here
+        opening = partial(Blueprint.of_config, adapter.config_class())
         found.append(_architecture(adapter.model_type) | {"tokens": _tokens(opening)})
     return {"num_frames": DEFAULT_NUM_FRAMES, "architectures": found}
 
@@ -84,7 +84,7 @@ def _one_checkpoint(model: str, revision: str | None) -> dict[str, Any]:
         **_architecture(blueprint.adapter.model_type),
         "context_length": blueprint.adapter.context_length,
         "num_frames": DEFAULT_NUM_FRAMES,
-        "tokens": _tokens(lambda options: Blueprint.read(folder, options)),
+        "tokens": _tokens(partial(Blueprint.read, folder)),
     }
 
 

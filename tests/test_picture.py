@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
 
+from fastervlm_video.config import Medium
 from fastervlm_video.errors import InvalidRequestError
 from fastervlm_video.media import FrameBatch
 from fastervlm_video.picture import draw_kept_patches
@@ -117,6 +120,47 @@ def test_a_title_is_written_as_it_is() -> None:
     assert plain.crop(header).tobytes() != titled.crop(header).tobytes()
     below = (0, HEADER, plain.width, plain.height)
     assert plain.crop(below).tobytes() == titled.crop(below).tobytes()
+
+
+def tiled(kept: list[list[int]], views: int, capacities: tuple[int, ...] | None = None) -> VisualTokens:
+    """Pictures of so many views each."""
+    tokens = tokens_keeping(kept)
+    return replace(tokens, views_per_picture=views, picture_size=(56, 112), capacities=capacities, medium=Medium.IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "views", "columns", "rows"), [(1, 3, 3, 1), (1, 5, 5, 1), (3, 5, 5, 3), (2, 6, 6, 2), (2, 7, 6, 4)]
+)
+def test_a_picture_of_several_views_has_rows_of_its_own(pictures: int, views: int, columns: int, rows: int) -> None:
+    kept = [[index % 32] for index in range(pictures * views)]
+    picture = draw_kept_patches(orange_frames(len(kept), side=8), tiled(kept, views))
+    assert picture.size == (columns * (CELL + GAP) + GAP, HEADER + rows * (CELL + CAPTION + GAP) + GAP)
+    pixels, per_picture = np.asarray(picture, np.float32), rows // pictures
+    for index, patches in enumerate(kept):
+        row = index // views * per_picture + index % views // columns
+        left, top = GAP + index % views % columns * (CELL + GAP), HEADER + row * (CELL + CAPTION + GAP)
+        lit = patch_middles(pixels[top : top + CELL, left : left + CELL], GRID).sum(axis=1) > 300
+        assert np.flatnonzero(lit).tolist() == patches
+
+
+def test_captions_fit_under_their_views_and_count_what_may_be_kept() -> None:
+    """The longest caption there is, of a video's last tile, at a large grid, ends before the next view begins."""
+    kept, grid = [list(range(576))] * 2, (24, 24)
+    whole = replace(tokens_keeping(kept, grid), views_per_picture=2, picture_size=(56, 112), pts_seconds=(3599.99,) * 2)
+    frames = replace(orange_frames(2), pts_seconds=(3599.99,) * 2)
+    drawn = np.asarray(draw_kept_patches(frames, whole), np.int64)
+    captions = drawn[HEADER + CELL : HEADER + CELL + CAPTION]
+    written = (captions != captions[-1, 0]).any(axis=(0, 2)).nonzero()[0]
+    assert written.min() >= GAP
+    assert not ((written > GAP + CELL) & (written < 2 * GAP + CELL)).any()
+    assert written.max() < 2 * GAP + 2 * CELL
+    fewer = replace(tokens_keeping([[0], [1]], grid), views_per_picture=2, picture_size=(56, 112))
+    limited = draw_kept_patches(orange_frames(2), replace(fewer, capacities=(576, 300)))
+    unlimited = draw_kept_patches(orange_frames(2), fewer)
+    second = (2 * GAP + CELL, HEADER + CELL, limited.width, HEADER + CELL + CAPTION)
+    assert limited.crop(second).tobytes() != unlimited.crop(second).tobytes()
+    first = (0, HEADER, GAP + CELL, limited.height)
+    assert limited.crop(first).tobytes() == unlimited.crop(first).tobytes()
 
 
 def test_frames_and_tokens_must_belong_together() -> None:

@@ -2,7 +2,7 @@
 
 A benchmark is a folder that any reader of JSON lines understands::
 
-    mini-heldout-v2-200/
+    mini-heldout-v2-200/    the split, its version, how many videos
         questions.jsonl     {"id", "video", "question", "answer", "type"}, one object per line
         videos/00000.mp4 …
         scenes.npz          what was drawn, for the oracle that knows the objects
@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -32,8 +32,6 @@ Split = Literal["heldout", "ood"]
 
 QUESTIONS_FILE = "questions.jsonl"
 _SCENES_FILE = "scenes.npz"
-_VERSION = 2
-_SEEDS: dict[Split, int] = {"heldout": 7_000_001, "ood": 7_000_002}
 _ASKED_AT = frame_times(8)  # what eight evenly spread frames can show is asked for
 
 
@@ -70,13 +68,29 @@ _OTHER_FORMATS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a split is made. Its version changes with anything that changes what is in the folder."""
+
+    version: int
+    seed: int
+    style: SceneStyle
+    formats: tuple[_Format, ...]
+
+
+_PLANS: dict[Split, _Plan] = {
+    "heldout": _Plan(2, 7_000_001, STANDARD, (_STANDARD_FORMAT,)),
+    "ood": _Plan(3, 7_000_002, OUT_OF_DISTRIBUTION, _OTHER_FORMATS),
+}
+
+
 def ensure_benchmark(cache_dir: Path, split: Split, num_videos: int) -> Path:
-    """The benchmark's folder, made on first use (about ten videos a second).
+    """The benchmark's folder, made on first use (a few videos a second).
 
     Args:
         cache_dir: where benchmarks are kept.
         split: ``heldout``: scenes like those of the training, from other seeds; ``ood``: more objects, other
-            backgrounds, more noise, and other codecs and sizes.
+            backgrounds, a camera that shakes, more noise, and other codecs and sizes.
         num_videos: how many; a smaller benchmark is the beginning of a larger one.
 
     Raises:
@@ -86,7 +100,7 @@ def ensure_benchmark(cache_dir: Path, split: Split, num_videos: int) -> Path:
         raise InvalidRequestError(
             f"a benchmark is one of {', '.join(get_args(Split))}, with one video or more; got {split!r}, {num_videos}"
         )
-    folder = cache_dir / f"mini-{split}-v{_VERSION}-{num_videos}"
+    folder = cache_dir / f"mini-{split}-v{_PLANS[split].version}-{num_videos}"
     if (folder / QUESTIONS_FILE).is_file():
         return folder
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -103,13 +117,13 @@ def ensure_benchmark(cache_dir: Path, split: Split, num_videos: int) -> Path:
 
 def _make(folder: Path, split: Split, num_videos: int) -> None:
     (folder / "videos").mkdir(parents=True)
-    style = STANDARD if split == "heldout" else OUT_OF_DISTRIBUTION
+    plan = _PLANS[split]
     lines, scenes, durations, names = [], [], [], []
     for index in range(num_videos):
-        rng = np.random.default_rng((_SEEDS[split], index))
-        form = _STANDARD_FORMAT if split == "heldout" else _OTHER_FORMATS[index % len(_OTHER_FORMATS)]
+        rng = np.random.default_rng((plan.seed, index))
+        form = plan.formats[index % len(plan.formats)]
         name = f"videos/{index:05d}{form.suffix}"
-        scene = _write(folder / name, rng, style, form)
+        scene = _write(folder / name, rng, plan.style, form)
         for number, question in enumerate(ask_about(scene, 0, _ASKED_AT, rng)):
             lines.append(
                 {
@@ -124,6 +138,8 @@ def _make(folder: Path, split: Split, num_videos: int) -> None:
         names.append(name)
         durations.append((form.num_frames - 1) / form.fps)
     arrays = Scenes.join(scenes).arrays
+    if plan.style.camera_shake:
+        arrays["camera_shake"] = np.array(plan.style.camera_shake)  # all of the style that coverage depends on
     np.savez(folder / _SCENES_FILE, video=np.array(names), duration_seconds=np.array(durations), **arrays)
     (folder / QUESTIONS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -148,13 +164,14 @@ def _scenes(folder: Path) -> tuple[dict[str, int], npt.NDArray[np.float64], Scen
         arrays = dict(stored)
     rows = {str(name): row for row, name in enumerate(arrays.pop("video"))}
     durations = arrays.pop("duration_seconds")
-    return rows, durations, Scenes(**arrays)
+    style = replace(STANDARD, camera_shake=float(arrays.pop("camera_shake", 0.0)))
+    return rows, durations, Scenes(**arrays, style=style)
 
 
 def video_coverage(
     folder: Path, video: str, pts_seconds: Sequence[float], grid: tuple[int, int]
 ) -> npt.NDArray[np.float32]:
-    """Where the objects of one of a benchmark's videos are.
+    """Where the objects of one of a benchmark's videos are in its pictures, however the camera shakes.
 
     Args:
         folder: what :func:`ensure_benchmark` returned.

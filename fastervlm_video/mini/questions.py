@@ -18,7 +18,7 @@ QUESTION_TYPES = ("color", "shape", "count", "position", "motion", "order")
 """What the benchmark reports on. ``describe`` is asked in training besides."""
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
-_CLEARLY = 0.06  # a place is asked for only if it is this far from the middle lines
+_CLEARLY = 0.06  # a place is asked for only if it is this far from the middle lines: further than a camera moves
 _VISIBLY = 0.1  # a direction is asked for only if the object is seen to move this far, or to stay
 
 # The first phrase of each is the benchmark's; the others are there so that people may ask in their own words.

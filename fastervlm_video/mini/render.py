@@ -1,14 +1,13 @@
-"""Draws synthetic scenes: anti-aliased shapes over a background, with shade, grain, jitter and changing light."""
+"""Draws synthetic scenes: anti-aliased shapes over a background, with shade, grain, changing light and a camera."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from fastervlm_video.errors import InvalidRequestError
-from fastervlm_video.mini.backgrounds import BACKGROUNDS, resize_planes, smooth_noise
-from fastervlm_video.mini.scenes import COLORS, SHAPES, Scenes
+from fastervlm_video.mini.backgrounds import backdrop, smooth_noise
+from fastervlm_video.mini.scenes import COLORS, SHAPES, Scenes, smooth_path
 
 __all__ = ["frame_times", "object_coverage", "render_scene", "render_scenes"]
 
@@ -17,7 +16,8 @@ Frames = npt.NDArray[np.uint8]
 
 _PALETTE = np.array(list(COLORS.values()), np.float32)
 _EDGE_SOFTNESS_PX = 1.0
-_TEXTURE_SIDE = 128  # backgrounds are drawn at this size and enlarged
+_POST_WIDTH = 0.045  # as a share of the side
+_POST_GREY = 95.0
 _GRAIN_FIELDS = 4  # noise fields per video; each frame shows one of them, shifted
 
 
@@ -90,46 +90,27 @@ def _placed(centres: FloatArray, size: tuple[int, int]) -> FloatArray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Look:
-    """What a scene's own seed decides, for F frames."""
+    """What a scene's own seed decides, for F frames: ``canvas`` [F, H, W, 3] is the background behind the objects."""
 
-    background: FloatArray
-    shake: FloatArray
+    canvas: FloatArray
+    jitter: FloatArray
     gain: FloatArray
     paint: FloatArray
     post: float | None
     grain: FloatArray
 
 
-def _look(scenes: Scenes, index: int, times: FloatArray, size: tuple[int, int]) -> _Look:
+def _look(scenes: Scenes, index: int, times: FloatArray, moved_px: FloatArray, size: tuple[int, int]) -> _Look:
     style, rng = scenes.style, np.random.default_rng(int(scenes.seed[index]))
-    height, width = size
-    scale = _TEXTURE_SIDE / min(size)
-    small = (max(2, round(height * scale)), max(2, round(width * scale)))
-    background = BACKGROUNDS[style.backgrounds](rng, *small)
-    for _ in range(int(rng.integers(0, style.max_distractors + 1))):
-        _add_distractor(background, rng)
-    background = resize_planes(background.transpose(2, 0, 1), height, width, Image.Resampling.BICUBIC)
-    # The objects' jitter is smooth: noise on a coarse grid of times, the same at whatever times it is asked for.
-    knots = np.linspace(0, 1, 9)
-    shake = np.stack([np.interp(times, knots, rng.normal(0, style.shake, len(knots))) for _ in range(2)], axis=-1)
+    canvas = backdrop(rng, style, moved_px, size)
+    jitter = smooth_path(rng, times, style.jitter)
     gain = 1 + rng.uniform(-style.light_drift, style.light_drift) * (times - 0.5)
     objects = scenes.color.shape[1]
     paint = _PALETTE[scenes.color[index]] * rng.uniform(0.85, 1.1, (objects, 1)) + rng.normal(0, 7, (objects, 3))
     post = float(rng.uniform(0.2, 0.8)) if rng.random() < style.occluder_share else None
-    grain = smooth_noise(rng, 64, height, width, _GRAIN_FIELDS).transpose(2, 0, 1) * style.noise
+    grain = smooth_noise(rng, 64, *size, _GRAIN_FIELDS).transpose(2, 0, 1) * style.noise
     grain += rng.standard_normal(grain.shape, np.float32) * (style.noise / 2)
-    return _Look(background, shake.astype(np.float32), gain.astype(np.float32), paint.astype(np.float32), post, grain)
-
-
-def _add_distractor(background: FloatArray, rng: np.random.Generator) -> None:
-    """A soft grey disc or bar: as large as an object, but without colour."""
-    height, width = background.shape[:2]
-    side = min(height, width)
-    x, y = rng.uniform(0, width), rng.uniform(0, height)
-    rx, ry = rng.uniform(0.02, 0.12) * side, rng.uniform(0.02, 0.12) * side
-    rows, columns = np.mgrid[0:height, 0:width]
-    mask = np.clip(1.5 - np.maximum(np.abs(columns - x) / rx, np.abs(rows - y) / ry), 0, 0.5)
-    background += (rng.choice([-1, 1]) * rng.uniform(30, 90) * mask)[..., None].astype(np.float32)
+    return _Look(canvas, jitter, gain.astype(np.float32), paint.astype(np.float32), post, grain)
 
 
 def render_scenes(scenes: Scenes, times: FloatArray, *, height: int = 112, width: int = 112) -> Frames:
@@ -152,18 +133,22 @@ def render_scenes(scenes: Scenes, times: FloatArray, *, height: int = 112, width
     if times.ndim != 2 or len(times) != len(scenes):
         raise InvalidRequestError(f"times must be [scenes, frames] for {len(scenes)} scenes, got {times.shape}")
     size = (height, width)
-    visible, centres = scenes.visible(times), scenes.positions(times)
+    visible, moved = scenes.visible(times), scenes.camera(times)
+    centres = scenes.positions(times) + moved[:, None]
     frames = np.empty((*times.shape, height, width, 3), np.uint8)
     for index in range(len(scenes)):
-        look = _look(scenes, index, times[index], size)
-        canvas = np.repeat(look.background[None], times.shape[1], axis=0)
+        moved_px = moved[index] * np.float32(min(size))
+        look = _look(scenes, index, times[index], moved_px, size)
+        canvas = look.canvas
         for item in range(scenes.color.shape[1]):
             seen = visible[index, item]
             if seen.any():
-                centre = _placed(centres[index, item, seen] + look.shake[seen], size)
+                centre = _placed(centres[index, item, seen] + look.jitter[seen], size)
                 radius_px = np.full(len(centre), scenes.radius[index, item] * min(size), np.float32)
                 window = _window(np.full(len(centre), scenes.shape[index, item]), centre, radius_px, size)
                 _paint(canvas, np.flatnonzero(seen), window, look.paint[item])
+        if look.post is not None:
+            _put_post(canvas, look.post, moved_px)
         _finish(canvas, look, times[index])
         np.clip(canvas, 0, 255, out=canvas)
         frames[index] = np.rint(canvas)
@@ -180,13 +165,20 @@ def _paint(canvas: FloatArray, where: npt.NDArray[np.int64], window: _Window, pa
     canvas[at] = under * (1 - mask) + (paint + shade) * mask
 
 
-def _finish(canvas: FloatArray, look: _Look, times: FloatArray) -> None:
-    """The post, the light and the grain, in place."""
+def _put_post(canvas: FloatArray, place: float, moved_px: FloatArray) -> None:
+    """A grey post from top to bottom, at this share of the square and as far beside as the camera moves it."""
     height, width = canvas.shape[1:3]
-    if look.post is not None:
-        side = min(height, width)
-        left = round((width - side) / 2 + look.post * side)
-        canvas[:, :, left : left + max(1, round(0.045 * side))] = 95.0
+    side = min(height, width)
+    left = round((width - side) / 2 + place * side) + moved_px[:, 0, None]
+    right = left + max(1, round(_POST_WIDTH * side))
+    columns = np.arange(max(0, int(left.min())), min(width, int(np.ceil(right.max()))))
+    # The share of each column that it covers: soft at its edges, where these are not between two columns.
+    mask = np.clip(np.minimum(columns + 1, right) - np.maximum(columns, left), 0, 1)[:, None, :, None]
+    canvas[:, :, columns] = canvas[:, :, columns] * (1 - mask) + _POST_GREY * mask
+
+
+def _finish(canvas: FloatArray, look: _Look, times: FloatArray) -> None:
+    """The light and the grain, which are the camera's own and do not move with the picture, in place."""
     canvas *= look.gain[:, None, None, None]
     for frame, time in enumerate(times):
         step = int(time * 997)  # a function of the time alone
@@ -210,7 +202,9 @@ def render_scene(scene: Scenes, *, num_frames: int = 48, height: int = 240, widt
 
 
 def object_coverage(scenes: Scenes, times: FloatArray, grid: tuple[int, int]) -> FloatArray:
-    """How much of each patch each object covers, by construction; occlusion and jitter are left out.
+    """How much of each patch each object covers, by construction.
+
+    It follows the camera. Left out are what stands in front (other objects and the post) and the objects' jitter.
 
     Args:
         scenes: B of them, of up to N objects.
@@ -223,7 +217,7 @@ def object_coverage(scenes: Scenes, times: FloatArray, grid: tuple[int, int]) ->
     cell = 8  # pixels per patch and side: fine enough to rank patches
     size = (grid[0] * cell, grid[1] * cell)
     visible = scenes.visible(times)
-    centres = scenes.positions(times)
+    centres = scenes.positions(times) + scenes.camera(times)[:, None]
     covered = np.zeros((*visible.shape, *size), np.float32)
     b, n, f = visible.nonzero()
     if len(b):

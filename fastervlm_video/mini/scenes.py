@@ -30,6 +30,7 @@ __all__ = [
     "Scenes",
     "random_scene",
     "sample_scenes",
+    "smooth_path",
 ]
 
 FloatArray = npt.NDArray[np.float32]
@@ -50,6 +51,8 @@ FRAME_STEP = 1 / 7
 """Time between two of the eight frames that the model looks at; onsets are placed in its units."""
 _MARGIN = 0.015
 _PLACEMENTS = 4  # tried per scene; the one whose objects stay furthest apart is taken
+_PATH_KNOTS = 9
+_CAMERA_STREAM = 1  # set behind the scene's seed: the camera's lots are its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ class SceneStyle:
         backgrounds: a family of :mod:`fastervlm_video.mini.backgrounds`.
         max_distractors: colourless marks on the background, which are no objects.
         occluder_share: share of scenes with a grey post that stands in front of the objects.
-        shake: standard deviation of a jitter that all objects share, as a share of the side; the background stays.
+        jitter: standard deviation of a movement that all objects share, as a share of the side; the background stays.
+        camera_shake: standard deviation of a movement of the whole picture, as a share of the side.
         light_drift: most change of the brightness from first to last frame, as a share.
         noise: standard deviation of the grain, in 8-bit grey levels.
     """
@@ -78,9 +82,15 @@ class SceneStyle:
     backgrounds: str = "cloudy"
     max_distractors: int = 2
     occluder_share: float = 0.15
-    shake: float = 0.006
+    jitter: float = 0.006
+    camera_shake: float = 0.0
     light_drift: float = 0.12
     noise: float = 8.0
+
+    @property
+    def camera_reach(self) -> float:
+        """The furthest that the camera moves the picture along x or y, as a share of the side: three deviations."""
+        return 3 * self.camera_shake
 
 
 STANDARD = SceneStyle()
@@ -97,11 +107,11 @@ OUT_OF_DISTRIBUTION = SceneStyle(
     backgrounds="patterned",
     max_distractors=5,
     occluder_share=0.5,
-    shake=0.015,
+    camera_shake=0.015,
     light_drift=0.3,
     noise=12.0,
 )
-"""More objects, other backgrounds, and more of everything that disturbs."""
+"""More objects, other backgrounds, a camera that shakes, and more of everything else that disturbs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,12 +173,38 @@ class Scenes:
         """float32 [B, N, F, 2]: centres (x, y) at ``times`` [B, F]; at the start before the onset."""
         return _positions(times[:, None], self.onset, self.start, self.end)
 
+    def camera(self, times: FloatArray) -> FloatArray:
+        """float32 [B, F, 2]: how far the camera has moved the picture to the right and down at ``times`` [B, F].
+
+        As shares of the side, never more than :attr:`SceneStyle.camera_reach`. What :meth:`positions` gives is where
+        objects are in front of the background; with this added, it is where they are in the picture.
+        """
+        moved = np.zeros((*times.shape, 2), np.float32)
+        if self.style.camera_shake:
+            for index, seed in enumerate(self.seed):
+                rng = np.random.default_rng((int(seed), _CAMERA_STREAM))
+                moved[index] = smooth_path(rng, times[index], self.style.camera_shake)
+        reach = np.float32(self.style.camera_reach)
+        shaken: FloatArray = np.clip(moved, -reach, reach)
+        return shaken
+
 
 def _positions(times: FloatArray, onset: FloatArray, start: FloatArray, end: FloatArray) -> FloatArray:
     onset = onset[..., None]
     progress = np.clip((times - onset) / (1 - onset), 0, 1)[..., None]
     centres: FloatArray = start[..., None, :] * (1 - progress) + end[..., None, :] * progress
     return centres
+
+
+def smooth_path(rng: np.random.Generator, times: FloatArray, deviation: float) -> FloatArray:
+    """float32 [F, 2]: a point (x, y) that wanders around the origin, at ``times`` [F].
+
+    Normal noise of this standard deviation on a coarse grid of times, and straight on between them (where it deviates
+    a little less): the same path at whatever times it is asked for.
+    """
+    knots = np.linspace(0, 1, _PATH_KNOTS)
+    path = np.stack([np.interp(times, knots, rng.normal(0, deviation, len(knots))) for _ in range(2)], axis=-1)
+    return path.astype(np.float32)
 
 
 def sample_scenes(rng: np.random.Generator, count: int, style: SceneStyle = STANDARD) -> Scenes:

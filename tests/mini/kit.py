@@ -13,13 +13,13 @@ FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 Point = tuple[float, float]
 
-QUIET = SceneStyle(shake=0.0, noise=0.0, light_drift=0.0, occluder_share=0.0, max_distractors=0)
+QUIET = SceneStyle(jitter=0.0, noise=0.0, light_drift=0.0, occluder_share=0.0, max_distractors=0)
 """Nothing but a background and objects."""
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 CLEAR_OF_THE_MIDDLE = 0.06
 SEEN_TO_MOVE = 0.1
-_ROUNDING = 1e-6
+SEEN_TO_STAY = _ROUNDING = 1e-6
 
 
 def draw(seed: int, count: int = 1, style: SceneStyle = STANDARD) -> Scenes:
@@ -51,8 +51,13 @@ class Seen:
         return self.sightings[0][0]
 
 
-def seen_objects(scenes: Scenes, index: int, times: FloatArray | Sequence[float]) -> list[Seen]:
-    """What the frames at these times show of a scene; nothing else of it may be needed for an answer."""
+def seen_objects(
+    scenes: Scenes, index: int, times: FloatArray | Sequence[float], moved: FloatArray | None = None
+) -> list[Seen]:
+    """What the frames at these times show of a scene; nothing else of it may be needed for an answer.
+
+    With ``moved`` [F, 2], everything in a frame has moved by so much.
+    """
     seen = []
     for item in range(int(scenes.count[index])):
         onset = float(scenes.onset[index, item])
@@ -61,7 +66,8 @@ def seen_objects(scenes: Scenes, index: int, times: FloatArray | Sequence[float]
             if time >= onset:
                 done = (time - onset) / (1 - onset)
                 begin, end = scenes.start[index, item].tolist(), scenes.end[index, item].tolist()
-                x, y = (b + (e - b) * done for b, e in zip(begin, end, strict=True))
+                at = (0.0, 0.0) if moved is None else moved[frame].tolist()
+                x, y = (b + (e - b) * done + m for b, e, m in zip(begin, end, at, strict=True))
                 sightings.append((frame, x, y))
         if sightings:
             color, shape = list(COLORS)[scenes.color[index, item]], SHAPES[scenes.shape[index, item]]
@@ -74,10 +80,10 @@ def direction(item: Seen) -> str:
     assert len(item.sightings) > 1, "movement is asked for, but a single frame shows the object"
     (_, x0, y0), (_, x1, y1) = item.sightings[0], item.sightings[-1]
     dx, dy = x1 - x0, y1 - y0
-    if max(abs(dx), abs(dy)) < _ROUNDING:
+    if max(abs(dx), abs(dy)) < SEEN_TO_STAY:
         return "still"
     assert max(abs(dx), abs(dy)) > SEEN_TO_MOVE - _ROUNDING, "movement is asked for, but hardly any is seen"
-    assert min(abs(dx), abs(dy)) < _ROUNDING, "objects move straight"
+    assert min(abs(dx), abs(dy)) < SEEN_TO_STAY, "objects move straight"
     return ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("up" if dy < 0 else "down")
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fastervlm_video.mini.questions import QUESTION_TYPES, Question, ask_about
-from fastervlm_video.mini.render import frame_times
+from fastervlm_video.mini.questions import _CLEARLY, QUESTION_TYPES, Question, ask_about
+from fastervlm_video.mini.render import _look, frame_times
 from fastervlm_video.mini.scenes import COLORS, DIRECTIONS, OUT_OF_DISTRIBUTION, SHAPES, STANDARD, Scenes, SceneStyle
 from fastervlm_video.mini.vocabulary import build_tokenizer
-from tests.mini.kit import FloatArray, draw, read, seen_objects
+from tests.mini.kit import SEEN_TO_MOVE, FloatArray, draw, every, read, seen_objects
 
 TIMES = frame_times(8)
 styles = pytest.mark.parametrize("style", [STANDARD, OUT_OF_DISTRIBUTION], ids=["standard", "out-of-distribution"])
@@ -189,3 +189,20 @@ def test_questions_need_the_video() -> None:
         total[kinds[text]] += asked
     bounds = {"color": 0.25, "shape": 0.32, "count": 0.38, "position": 0.33, "motion": 0.28, "order": 0.24}
     assert {kind: right[kind] / total[kind] < bound for kind, bound in bounds.items()} == dict.fromkeys(bounds, True)
+
+
+def test_a_camera_that_shakes_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read from where the objects are in the picture, jitter included: on which side of the middle, however close."""
+    monkeypatch.setattr("tests.mini.kit.CLEAR_OF_THE_MIDDLE", 0.0)
+    monkeypatch.setattr("tests.mini.kit.SEEN_TO_STAY", SEEN_TO_MOVE)  # a still object moves, but not so far
+    assert OUT_OF_DISTRIBUTION.camera_reach < _CLEARLY  # by construction, not by luck
+    scenes, asked = draw(12, 300, OUT_OF_DISTRIBUTION), Counter[str]()
+    moved = scenes.camera(every(scenes, TIMES))
+    assert np.abs(moved).max() > 0.04
+    for index in range(len(scenes)):
+        jitter = _look(scenes, index, TIMES, np.zeros((len(TIMES), 2), np.float32), (16, 16)).jitter
+        seen = seen_objects(scenes, index, TIMES, moved[index] + jitter)
+        for question in ask(scenes, index, TIMES):
+            assert read(question.text, seen, len(TIMES)) == (question.kind, question.answer)
+            asked[question.kind] += 1
+    assert min(asked["position"], asked["motion"]) > 800

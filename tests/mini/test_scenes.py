@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from fastervlm_video.mini import COLORS, SHAPES, random_scene, sample_scenes, scenes
 from fastervlm_video.mini.render import frame_times
-from fastervlm_video.mini.scenes import DIRECTIONS, FRAME_STEP, OUT_OF_DISTRIBUTION, STANDARD, Scenes, SceneStyle
+from fastervlm_video.mini.scenes import (
+    CLOSE_UP,
+    DIRECTIONS,
+    FRAME_STEP,
+    OUT_OF_DISTRIBUTION,
+    STANDARD,
+    Scenes,
+    SceneStyle,
+)
 from tests.mini.kit import UNIT_VECTORS, draw, every, same
 
 styles = pytest.mark.parametrize("style", [STANDARD, OUT_OF_DISTRIBUTION], ids=["standard", "out-of-distribution"])
@@ -138,6 +146,44 @@ def test_a_part_of_the_scenes_is_scenes() -> None:
     assert chosen.seed.tolist() == [drawn.seed[4], drawn.seed[1]]
     times = every(drawn, MOMENTS)
     assert np.array_equal(chosen.positions(times[:2]), drawn.positions(times)[[4, 1]])
+
+
+SHAKY = SceneStyle(camera_shake=0.02)
+
+
+def test_a_camera_that_shakes_draws_the_same_scenes_and_one_at_rest_stays_where_it_is() -> None:
+    shaky, steady = draw(5, 8, SHAKY), draw(5, 8)
+    assert same(replace(shaky, style=STANDARD), steady)
+    assert STANDARD.camera_shake == CLOSE_UP.camera_shake == 0
+    moved = steady.camera(every(steady, MOMENTS))
+    assert moved.shape == (8, len(MOMENTS), 2)
+    assert moved.dtype == np.float32
+    assert not moved.any()
+
+
+def test_the_camera_follows_from_a_scenes_seed_whenever_and_with_whatever_others_it_is_asked_for() -> None:
+    drawn = draw(6, 5, SHAKY)
+    moved = drawn.camera(every(drawn, MOMENTS))
+    assert moved.dtype == np.float32
+    assert np.array_equal(drawn[3:4].camera(MOMENTS[None]), moved[3:4])
+    some = [30, 2, 17]
+    assert np.array_equal(drawn.camera(every(drawn, MOMENTS[some])), moved[:, some])
+    assert len({path.tobytes() for path in moved}) == 5
+    others = replace(drawn, color=drawn.color[::-1], start=drawn.start[::-1])  # how objects look or move is no matter
+    assert np.array_equal(others.camera(every(drawn, MOMENTS)), moved)
+
+
+def test_the_camera_wanders_smoothly_around_the_middle_and_never_too_far() -> None:
+    drawn = draw(7, 400, SHAKY)
+    at_knots = drawn.camera(every(drawn, np.linspace(0, 1, 9, dtype=np.float32)))
+    assert at_knots.std() == pytest.approx(0.02, rel=0.05)
+    assert abs(at_knots.mean()) < 0.001
+    assert abs(np.corrcoef(at_knots[..., 0].ravel(), at_knots[..., 1].ravel())[0, 1]) < 0.05
+    fine = drawn.camera(every(drawn, np.linspace(0, 1, 401, dtype=np.float32)))
+    assert SHAKY.camera_reach == pytest.approx(0.06)
+    assert np.abs(fine).max() == pytest.approx(SHAKY.camera_reach)  # some would have gone further
+    assert np.abs(np.diff(fine, axis=1)).max() < 0.004  # 50 steps from knot to knot
+    assert (np.abs(np.diff(fine, axis=1)).max(axis=(1, 2)) > 0).all()
 
 
 def smallest_gap(drawn: Scenes, index: int) -> float:

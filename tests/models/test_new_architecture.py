@@ -1,6 +1,7 @@
-"""One module is all there is to a new architecture: it is found, loaded, asked and listed."""
+"""One module, such as the documentation has, is all there is to a new architecture: found, loaded, asked, listed."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,33 +20,11 @@ from tests.checkpoints import renamed, rewrite, save_random_llava
 from tests.cli_kit import Run
 from tests.models.kit import edit_json
 
-MODULE = '''
-"""Magpie: a LLaVA whose tower is called its eye."""
-
-from transformers import AutoConfig, LlavaConfig
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
-
-from fastervlm_video.config import Medium
-from fastervlm_video.models.family import LlavaFamilyAdapter
-
-
-class MagpieConfig(LlavaConfig):
-    model_type = "magpie"
-
-
-class MagpieAdapter(LlavaFamilyAdapter):
-    model_type = "magpie"
-    title = "Magpie"
-    example = "nobody/magpie-7b"
-    config_class = MagpieConfig
-    projector_class = LlavaMultiModalProjector
-    towers = dict.fromkeys(Medium, "eye")
-    pictures_only = True
-
-
-AutoConfig.register("magpie", MagpieConfig)  # transformers knows real architectures by itself
-ADAPTER = MagpieAdapter
-'''
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "models.md"
+(MODULE,) = [
+    code for code in re.findall(r"```python\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL) if "ADAPTER" in code
+]
+"""The documentation's own example."""
 
 
 @pytest.fixture

@@ -8,13 +8,9 @@ from contextlib import aclosing
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from ray.serve import context
-from ray.serve._private.common import DeploymentID, ReplicaID
-from ray.serve._private.config import DeploymentConfig
 from torch import Tensor
 
 from fastervlm_video.cache import CacheKey, Storage, decode_tokens, encode_tokens, read_header
@@ -51,6 +47,7 @@ from services.stages import (
     TokensReady,
 )
 from services.stores import open_blob_store, open_service_cache
+from tests.services.kit import lone_encoder
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # a batch queue belongs to the loop of its replica
 
@@ -91,19 +88,8 @@ def decoder(settings: Settings) -> Iterator[Decoder]:
 
 @pytest.fixture(scope="module")
 def encoder(settings: Settings) -> Iterator[Encoder]:
-    pretend: Any = context
-    # serve.batch looks up its deployment's queue length; it is otherwise plain asyncio.
-    pretend._set_internal_replica_context(
-        replica_id=ReplicaID("r", DeploymentID("Encoder")),
-        servable_object=None,
-        _deployment_config=DeploymentConfig(max_ongoing_requests=settings.encoder.max_ongoing_requests),
-        rank=None,
-        world_size=1,
-    )
-    stage = Encoder(settings)
-    yield stage
-    stage._cache.close()
-    pretend._INTERNAL_REPLICA_CONTEXT = None
+    with lone_encoder(settings) as stage:
+        yield stage
 
 
 @pytest.fixture

@@ -18,11 +18,12 @@ define compile
 	sed -i '/^torch==/,/[^\\]$$/d' $(2)
 endef
 
-.PHONY: help demo serve test check bench bench-engine bench-first-token bench-models format lock clean
+.PHONY: help demo serve test check load dashboard-check bench bench-engine bench-first-token bench-models format lock \
+  clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
 
 $(VENV)/.run: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -51,6 +52,12 @@ check: $(VENV)/.dev ## Lint, format check and types
 test: check ## All checks and all tests
 	$(BIN)/python -m pytest
 
+load: $(VENV)/.dev ## Two minutes of load: latencies, errors, a report; LOAD_SHAPE, LOAD_MIX, LOAD_USERS, LOAD_SECONDS
+	$(BIN)/python -m tests.load
+
+dashboard-check: $(VENV)/.dev ## Whether every panel of the Grafana dashboard has data; needs Debian's prometheus
+	$(BIN)/python -m scripts.check_dashboard
+
 bench: $(VENV)/.run ## Cost of 8 frames out of 10 seconds, 1, 10 and 60 minutes
 	$(BIN)/python benchmarks/decode_seek.py
 
@@ -74,4 +81,4 @@ lock: $(VENV)/.dev ## Write the lock files anew from pyproject.toml
 	$(call compile,serve --extra eval --extra dev --constraint requirements.lock,requirements-dev.lock)
 
 clean: ## Remove the environment and what was made by tests and the demo
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output load-report build *.egg-info

@@ -26,6 +26,7 @@ from fastervlm_video.cli_options import (
     Revision,
 )
 from fastervlm_video.cli_report import print_answer, report_of, token_counts
+from fastervlm_video.cli_size import size_command
 from fastervlm_video.cli_tools import (
     EXIT_BAD_INPUT,
     Steps,
@@ -201,6 +202,7 @@ def serve(
 app.command("models")(models_command)
 app.command("eval")(eval_command)
 app.command("eval-compare")(eval_compare)
+app.command("size")(size_command)
 app.command("train-mini")(train_mini_command)
 
 

@@ -96,6 +96,9 @@ class Answering:
         cache: asked only whether it holds an entry; entries themselves do not come here.
         stages: the other deployments.
         options: with which ``facts`` were opened.
+
+    Attributes:
+        meter: counts the answers.
     """
 
     def __init__(
@@ -103,7 +106,7 @@ class Answering:
     ) -> None:
         self._facts, self._cache, self._stages = facts, ClaimBoard(cache), stages
         self._options = options or ModelOptions()
-        self._meter = AnswerMeter()
+        self.meter = AnswerMeter()
         self._flights: Flights[tuple[TokenPlan, bool], SharedEncoding] = Flights(lambda work: work.close(cancel=True))
 
     async def events(self, question: Question) -> AsyncGenerator[AnswerEvent, None]:
@@ -129,7 +132,7 @@ class Answering:
                 if answer is not None:
                     async with answer.stream as stream:
                         begun = True
-                        self._meter.record(cache=answer.ready.cache, medium=question.plan.medium)
+                        self.meter.record(cache=answer.ready.cache, medium=question.plan.medium)
                         yield answer.ready
                         async for event in stream:
                             yield _expect_answer(event)
@@ -185,6 +188,7 @@ class Answering:
             EncodeOrder(
                 question.digest, question.plan.key, question.prune, fingerprint, question.owner, medium, self._options
             ),
+            request_id=question.request_id,
         )
 
     def _answer_order(self, question: Question) -> AnswerOrder:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -57,10 +57,19 @@ class AnswerBuilder:
         digest: SHA-256 of the video or picture.
         fetch_seconds: time spent on receiving or downloading it.
         begin: ``time.perf_counter()`` when the request came in.
+        on_complete: is called with the answer when it is complete.
     """
 
-    def __init__(self, *, digest: str, fetch_seconds: float, begin: float) -> None:
+    def __init__(
+        self,
+        *,
+        digest: str,
+        fetch_seconds: float,
+        begin: float,
+        on_complete: Callable[[CompleteAnswer], None] | None = None,
+    ) -> None:
         self._digest, self._fetch_seconds, self._begin = digest, fetch_seconds, begin
+        self._on_complete = on_complete
         self._pieces: list[str] = []
         self._ready: VideoReady | None = None
 
@@ -101,7 +110,10 @@ class AnswerBuilder:
             prompt_tokens_details=PromptTokensDetails(cached_tokens=done.cached_tokens),
         )
         video = self.video({**done.seconds, "total": time.perf_counter() - self._begin})
-        return CompleteAnswer("".join(self._pieces), done.finish_reason, usage, video)
+        answer = CompleteAnswer("".join(self._pieces), done.finish_reason, usage, video)
+        if self._on_complete is not None:
+            self._on_complete(answer)
+        return answer
 
 
 class Dialect(Protocol):
@@ -163,9 +175,11 @@ async def server_sent_events(
     builder: AnswerBuilder,
     dialect: Dialect,
     request_id: str,
+    *,
+    on_error: Callable[[dict[str, Any]], None] | None = None,
 ) -> AsyncIterator[str]:
     """The answer as server-sent events. ``first`` was awaited before the response began, so that what fails
-    early keeps its HTTP status.
+    early keeps its HTTP status. ``on_error`` is called with the body of an error that comes later.
     """
     try:
         answer = builder.add(first)
@@ -182,6 +196,8 @@ async def server_sent_events(
         status, body, _ = to_http(exc, request_id=request_id)
         ours = status == HTTPStatus.INTERNAL_SERVER_ERROR
         logger.warning("request %s failed while it was streamed: %s", request_id, exc, exc_info=exc if ours else None)
+        if on_error is not None:
+            on_error(body)
         yield dialect.error(body)
 
 

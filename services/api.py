@@ -29,6 +29,7 @@ from services.metrics import CacheReporter
 from services.middleware import AdmissionMiddleware
 from services.paths import FILES_PATH, INLINE_PATHS, QUESTION_PATHS, UPLOAD_PATHS
 from services.readiness import ReadinessProbe
+from services.request_log import RequestMeterMiddleware
 from services.requests import FileIntake
 from services.routes import build_router
 from services.service import VideoService
@@ -105,6 +106,7 @@ def create_http_app(service: VideoService) -> FastAPI:
     app.add_middleware(
         AdmissionMiddleware, admission=uploads, paths=INLINE_PATHS, larger_than_bytes=DEFAULT_SMALL_LIMIT_BYTES
     )
+    app.add_middleware(RequestMeterMiddleware)
     return app
 
 

@@ -17,6 +17,7 @@ from services.decoder import Decoder
 from services.encoder import Encoder
 from services.generator import Generator
 from services.live import LiveConfig
+from services.logs import serve_logging
 from services.settings import Settings, StageName
 
 __all__ = ["APP_NAME", "bind_stages", "build_app"]
@@ -66,6 +67,7 @@ def _deployment(
         ray_actor_options=resources,
         graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_SECONDS,
         health_check_period_s=_HEALTH_CHECK_SECONDS,
+        logging_config=serve_logging(settings),
     )
     return decorate(stage_class)
 

@@ -16,7 +16,7 @@ from fastervlm_video.errors import FasterVLMError, FingerprintMismatchError, Una
 from fastervlm_video.plan import ModelFacts
 from fastervlm_video.vision import EncodeJob, VisionEncoder, VisualTokens
 from services.logs import join_replica_log
-from services.metrics import CacheReporter, WorkMeter
+from services.metrics import CacheReporter, EncoderMeter, WorkMeter
 from services.settings import Settings
 from services.stages import DecodedVideo, EncodedTokens, EncodeOrder
 from services.stores import open_blob_store, open_service_cache
@@ -68,7 +68,7 @@ class Encoder:
         self._encoders = _load_encoders(self._facts, settings)
         self._cache, self._blobs = open_service_cache(settings), open_blob_store(settings)
         CacheReporter(self._cache).start()
-        self._meter = WorkMeter("encode")
+        self._meter, self._load = WorkMeter("encode"), EncoderMeter()
         self._max_batch_frames = settings.max_batch_frames
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tower")
         most_frames = settings.max_num_frames * max_views(self._facts)
@@ -90,9 +90,11 @@ class Encoder:
             )
         job = self._facts.encode_job(video.frames, order.prune, order.medium)
         encoder.check(job)
-        encoded = await self._encode_together(job)
+        with self._load.waiting(job.frames.num_frames):
+            encoded = await self._encode_together(job)
         if isinstance(encoded, FasterVLMError):
             raise encoded
+        logger.info("encoded %s, kept %s", video.frames, encoded.tokens)
         blob = await asyncio.to_thread(self._store, order, encoded.tokens)
         return EncodedTokens(blob, {**video.seconds, "encode": encoded.seconds})
 
@@ -110,6 +112,7 @@ class Encoder:
 
     @serve.batch(batch_size_fn=_count_frames)
     async def _encode_together(self, jobs: list[EncodeJob]) -> list[_Encoded | FasterVLMError]:
+        self._load.together(_count_frames(jobs))
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._encode_by_tower, jobs)
 
     def _encode_by_tower(self, jobs: list[EncodeJob]) -> list[_Encoded | FasterVLMError]:

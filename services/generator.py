@@ -13,7 +13,7 @@ from fastervlm_video.language import EngineLimits, Finished, GenerationRequest, 
 from fastervlm_video.plan import ModelFacts
 from fastervlm_video.vision import VisualSequence, VisualTokens
 from services.logs import join_replica_log
-from services.metrics import CacheReporter
+from services.metrics import CacheReporter, GeneratorMeter
 from services.settings import Settings
 from services.stages import AnswerDone, AnswerOrder, AnswerText, EncodedTokens, StageEvent, TokensMissing, TokensReady
 from services.stores import open_service_cache
@@ -78,6 +78,8 @@ class Generator:
         )
         self._cache = open_service_cache(settings)
         CacheReporter(self._cache).start()
+        self._meter = GeneratorMeter(self._engine)
+        self._meter.start()
 
     async def generate(
         self, order: AnswerOrder, encoded: EncodedTokens | None = None
@@ -121,10 +123,12 @@ class Generator:
         async with aclosing(stream(self._engine, request)) as events:
             # Nothing is handed out before the engine has begun: until then the request can still be refused.
             first = await anext(events)
+            self._meter.begin()
             yield _ready(tokens, sequence, encoded.seconds if encoded else {})
             yield _answer_event(first)
             async for event in events:
                 yield _answer_event(event)
+        logger.info("generated an answer to a prompt of %d tokens, %d of them visual", len(prompt), prompt.num_visual)
 
     def _tokens(self, order: AnswerOrder, encoded: EncodedTokens | None) -> VisualTokens | None:
         if encoded is None:

@@ -9,6 +9,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from fastervlm_video.errors import FasterVLMError, OverloadedError, UnavailableError
+from services.logs import calls_logged_as
 from services.stages import AnswerOrder, DecodeOrder, EncodeOrder, StageEvent
 
 __all__ = ["STAGE_FAILURES", "AnswerStream", "Encoding", "Stages", "as_own_error"]
@@ -82,10 +83,17 @@ class Stages:
         self._encode = encoder.options(method_name="encode")
         self._generate = generator.options(method_name="generate", stream=True)
 
-    def begin_encoding(self, decode: DecodeOrder, encode: EncodeOrder) -> Encoding:
-        """Have a video decoded, and its frames encoded and pruned."""
-        decoded = cast("DeploymentResponse[Any]", self._decode.remote(decode))
-        return Encoding(decoded, cast("DeploymentResponse[Any]", self._encode.remote(decoded, encode)))
+    def begin_encoding(self, decode: DecodeOrder, encode: EncodeOrder, *, request_id: str) -> Encoding:
+        """Have a video decoded, and its frames encoded and pruned.
+
+        Args:
+            decode: to the Decoder.
+            encode: to the Encoder.
+            request_id: for the stages' logs; of the request that asked first, if several wait for this.
+        """
+        with calls_logged_as(request_id):
+            decoded = cast("DeploymentResponse[Any]", self._decode.remote(decode))
+            return Encoding(decoded, cast("DeploymentResponse[Any]", self._encode.remote(decoded, encode)))
 
     def generate(self, order: AnswerOrder, encoding: Encoding | None = None) -> AnswerStream:
         """Have a question answered, from an encoding's result or from the cache.

@@ -32,9 +32,11 @@ __all__ = [
     "ErrorResponse",
     "ErrorRule",
     "HttpError",
+    "error_code_of",
     "error_response",
     "error_responses",
     "install_error_handlers",
+    "note_error_code",
     "request_id_of",
     "to_http",
 ]
@@ -251,10 +253,22 @@ def request_id_of(scope: MutableMapping[str, Any]) -> str:
     return request_id
 
 
+def note_error_code(scope: MutableMapping[str, Any], body: dict[str, Any]) -> None:
+    """Remember with what the request with this ASGI scope failed, for :func:`error_code_of`."""
+    scope.setdefault("state", {})["error_code"] = body["error"]["code"]
+
+
+def error_code_of(scope: MutableMapping[str, Any]) -> str | None:
+    """The code of the error that this process has answered the request with; None if it has not."""
+    code = scope.get("state", {}).get("error_code")
+    return code if isinstance(code, str) else None
+
+
 def error_response(exc: BaseException, scope: MutableMapping[str, Any]) -> JSONResponse:
     """The answer to a request that failed with ``exc``. Faults of ours are logged with their traceback."""
     request_id = request_id_of(scope)
     status, body, headers = to_http(exc, request_id=request_id)
+    note_error_code(scope, body)
     where = f"{scope.get('method', '')} {scope.get('path', '')!r}"
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         detailed = status == HTTPStatus.INTERNAL_SERVER_ERROR

@@ -2,14 +2,24 @@
 
 Serve writes a log for each replica (``logs/serve/`` in Ray's session folder) of what goes to its own logger. Without
 more, records of all other loggers would be lost below WARNING, and appear without a time above.
+
+Serve adds to each record the id of the request whose call it is written in, and hands it on with every call that is
+made there. Work that several requests wait for is in no request's call, so it is told whose id to go by.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 from ray import serve
+from ray.serve.context import _RequestContext, _serve_request_context
 from ray.serve.exceptions import RayServeException
+from ray.serve.schema import EncodingType, LoggingConfig
 
-__all__ = ["join_replica_log"]
+from services.settings import Settings
+
+__all__ = ["calls_logged_as", "join_replica_log", "serve_logging"]
 
 _SERVE = logging.getLogger("ray.serve")
 _OURS = ("fastervlm_video", "services")
@@ -33,3 +43,22 @@ def join_replica_log() -> None:
         logger.setLevel(_SERVE.level)
         if not any(isinstance(handler, _ToServe) for handler in logger.handlers):
             logger.addHandler(_ToServe())
+
+
+@contextmanager
+def calls_logged_as(request_id: str) -> Iterator[None]:
+    """Calls to other stages that are begun in the block are logged with this id, there and wherever they lead to.
+
+    They are not of that request: they are not cancelled with it.
+    """
+    before = cast("Any", _serve_request_context).set(_RequestContext(request_id=request_id))
+    try:
+        yield
+    finally:
+        _serve_request_context.reset(before)
+
+
+def serve_logging(settings: Settings) -> LoggingConfig:
+    """How Serve is to log: from which level on, and as lines of text or of JSON."""
+    encoding = EncodingType.JSON if settings.log_format == "json" else EncodingType.TEXT
+    return LoggingConfig(log_level=settings.log_level, encoding=encoding)

@@ -14,6 +14,7 @@ from services.lost_replica import LostReplicaMiddleware
 from services.middleware import AdmissionMiddleware
 from services.pacing import PacingMiddleware
 from services.paths import INLINE_PATHS, QUESTION_PATHS, UPLOAD_PATHS
+from services.request_log import RequestIdMiddleware, RequestMeterMiddleware
 from services.settings import load_settings
 
 __all__ = ["PROXY_CALLBACK", "proxy_middleware"]
@@ -23,7 +24,7 @@ PROXY_CALLBACK = "services.proxy.proxy_middleware"
 
 
 def proxy_middleware() -> list[Middleware]:
-    """Called by Serve in the proxy's process, which has the environment's settings."""
+    """Called by Serve in the proxy's process, which has the environment's settings. The last one is outermost."""
     settings = load_settings()
     uploads = Admission(settings.max_concurrent_uploads)
     return [
@@ -40,4 +41,6 @@ def proxy_middleware() -> list[Middleware]:
             inline_paths=INLINE_PATHS,
         ),
         Middleware(LostReplicaMiddleware, repeated_paths=QUESTION_PATHS),
+        Middleware(RequestMeterMiddleware, only_refused=True),
+        Middleware(RequestIdMiddleware),
     ]

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,6 +17,7 @@ from fastervlm_video.plan import ModelFacts
 from services.answering import Question
 from services.answers import (
     AnswerBuilder,
+    CompleteAnswer,
     Dialect,
     EventStreamResponse,
     collect_answer,
@@ -27,14 +29,17 @@ from services.auth import tenant_of
 from services.chat import ChatDialect, chat_inquiry
 from services.chat_schemas import CHAT_EXAMPLES, ChatCompletion, ChatRequest
 from services.file_routes import FILE_FORM
-from services.http_errors import error_responses, request_id_of
+from services.http_errors import error_responses, note_error_code, request_id_of
 from services.inquiry import Choices, Inquiry, check_medium, choose
+from services.metrics import AnswerFacts
 from services.paths import ASK_PATH, CHAT_PATH
 from services.requests import read_ask, read_chat
 from services.schemas import ASK_EXAMPLES, AskRequest, AskResponse
 from services.service import VideoService
 
 __all__ = ["add_question_routes"]
+
+logger = logging.getLogger(__name__)
 
 _TAGS: list[Any] = ["questions"]
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -146,12 +151,41 @@ async def _answer(request: Request, service: VideoService, reading: _Reading) ->
     await service.readiness.require()
     begin = time.perf_counter()
     question, dialect, streamed = await _receive(request, service, reading)
-    builder = AnswerBuilder(digest=question.digest, fetch_seconds=time.perf_counter() - begin, begin=begin)
+    builder = AnswerBuilder(
+        digest=question.digest,
+        fetch_seconds=time.perf_counter() - begin,
+        begin=begin,
+        on_complete=functools.partial(_count, service),
+    )
     events = within_deadline(service.answering.events(question), service.settings.request_timeout_seconds)
     if not streamed:
         return JSONResponse(dialect.whole(await collect_answer(events, builder)).model_dump())
     first = await anext(events)
-    return EventStreamResponse(server_sent_events(first, events, builder, dialect, question.request_id), events)
+    on_error = functools.partial(note_error_code, request.scope)
+    pieces = server_sent_events(first, events, builder, dialect, question.request_id, on_error=on_error)
+    return EventStreamResponse(pieces, events)
+
+
+def _count(service: VideoService, answer: CompleteAnswer) -> None:
+    usage, video = answer.usage, answer.video
+    facts = AnswerFacts(
+        cache=video.cache,
+        seconds=video.seconds,
+        tokens_full=video.tokens_full,
+        tokens_kept=video.tokens_kept,
+        prompt_tokens=usage.prompt_tokens,
+        reused_tokens=usage.prompt_tokens_details.cached_tokens,
+        answer_tokens=usage.completion_tokens,
+    )
+    service.answering.meter.complete(facts)
+    logger.info(
+        "answered from %d of %d visual tokens (cache %s), %d tokens in %.3f s",
+        video.tokens_kept,
+        video.tokens_full,
+        video.cache,
+        usage.completion_tokens,
+        video.seconds["total"],
+    )
 
 
 async def _receive(request: Request, service: VideoService, reading: _Reading) -> tuple[Question, Dialect, bool]:

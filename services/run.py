@@ -24,6 +24,7 @@ __all__ = ["running_service", "wait_for_signal"]
 logger = logging.getLogger(__name__)
 
 _LOOPBACK = "127.0.0.1"
+_ANYWHERE = "0.0.0.0"  # noqa: S104 - where Ray shows its metrics
 _SIGNAL_POLL_SECONDS = 0.2
 
 
@@ -50,6 +51,7 @@ def _start_ray(settings: Settings, *, show_logs: bool) -> None:
         return
     needed = sum(settings.stage(name).num_cpus * settings.stage(name).max_replicas for name in STAGES)
     ray.init(
+        _metrics_export_port=settings.metrics_port,
         num_cpus=max(os.cpu_count() or 1, round(needed) + 1),
         include_dashboard=False,
         log_to_driver=show_logs,
@@ -57,23 +59,27 @@ def _start_ray(settings: Settings, *, show_logs: bool) -> None:
     )
 
 
-def _check_port_is_free(settings: Settings) -> None:
+def _check_port_is_free(host: str, port: int, named_by: str) -> None:
     """Ray's proxy shares a port with whoever else is on it, and each would then get some of the other's requests.
+
+    Args:
+        host: to listen on.
+        port: likewise.
+        named_by: the settings that choose them.
 
     Raises:
         InvalidRequestError: the port is in use, or the host is not an address of this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # but not SO_REUSEPORT
             probe.bind(address)
     except OSError as exc:
         raise InvalidRequestError(
-            f"cannot listen on {settings.host} port {settings.port}: {exc.strerror}; set FASTERVLM_HOST and "
-            "FASTERVLM_PORT to what is free"
+            f"cannot listen on {host} port {port}: {exc.strerror}; set {named_by} to what is free"
         ) from exc
 
 
@@ -105,11 +111,13 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
     _prepare_environment()
     import ray
     from ray import serve
-    from ray.serve.schema import LoggingConfig
 
     from services.app import APP_NAME, build_app
+    from services.logs import serve_logging
 
-    _check_port_is_free(settings)
+    _check_port_is_free(settings.host, settings.port, "FASTERVLM_HOST and FASTERVLM_PORT")
+    if settings.metrics_port is not None and not os.environ.get("RAY_ADDRESS"):  # else Ray would do without, in silence
+        _check_port_is_free(_ANYWHERE, settings.metrics_port, "FASTERVLM_METRICS_PORT")
     open_blob_store(settings)  # for its checks, before the stages would fail at it
     settings.keyring()  # likewise
     with ExitStack() as stack:
@@ -122,7 +130,7 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
         stack.callback(ray.shutdown)
         serve.start(
             http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None},
-            logging_config=LoggingConfig(log_level=settings.log_level),
+            logging_config=serve_logging(settings),
         )
         stack.callback(serve.delete, APP_NAME)  # other applications on a shared cluster are left alone
         try:

@@ -172,6 +172,16 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe log level."
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Lines of the stages' logs: `text`, or `json`, an object each."
+    )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Port of the metrics page, on all interfaces, of a Ray that the service starts itself; unset: any "
+        "free one.",
+    )
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on.")

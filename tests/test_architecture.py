@@ -36,10 +36,13 @@ ALLOWED: dict[str, set[str]] = {
     "cli_eval": {"cli_tools", "eval"},
     "cli_train": {"cli_tools", "mini"},
     "cli_models": {"cli_tools", "mini", "models"},
+    "sizing": set(),
+    "calibrate": {"media", "mini", "sizing"},
+    "cli_size": {"calibrate", "cli_tools", "sizing"},
     "cli_options": set(),
     "cli_report": {"pipeline", "plan"},
     "cli": {
-        *("cli_eval", "cli_models", "cli_options", "cli_report", "cli_tools", "cli_train"),
+        *("cli_eval", "cli_models", "cli_options", "cli_report", "cli_size", "cli_tools", "cli_train"),
         *("media", "picture", "pipeline", "plan", "prune"),
     },
     "": {"pipeline"},  # the package itself: its front door
@@ -55,6 +58,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "fastervlm_video.cli_eval",
         "fastervlm_video.cli_models",
         "fastervlm_video.cli_options",
+        "fastervlm_video.cli_size",
         "fastervlm_video.cli_tools",
         "fastervlm_video.cli_train",
     ),
@@ -63,7 +67,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "starlette": ("services",),
     "uvicorn": ("services",),
     "pydantic": ("services",),
-    "httpx": ("services", "fastervlm_video.eval.judge"),
+    "httpx": ("services", "fastervlm_video.calibrate", "fastervlm_video.cli_size", "fastervlm_video.eval.judge"),
     "fsspec": ("services.blob_files",),
     "ray": tuple(
         f"services.{name}" for name in ("api", "app", "encoder", "handles", "logs", "metrics", "readiness", "run")

@@ -90,6 +90,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         settings = load_settings(
             runtime_dir=folder / "run",
             port=free_port(),
+            metrics_port=free_port(),
+            log_format="json",
             max_in_flight_requests=MAX_IN_FLIGHT,
             max_duration_seconds=60.0,
             decode_timeout_seconds=20.0,

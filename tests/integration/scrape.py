@@ -36,11 +36,16 @@ class Scrape:
         return sum(sample.value for sample in self.select(name, **labels))
 
 
-def scrape() -> Scrape:
+def page() -> str:
+    """All of it, as it is sent."""
     (node,) = ray.nodes()  # type: ignore[no-untyped-call]
     answer = httpx.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=PATIENCE_SECONDS)
     assert answer.status_code == 200
-    ours = "".join(line for line in answer.text.splitlines(keepends=True) if f"ray_{PREFIX}" in line)
+    return answer.text
+
+
+def scrape() -> Scrape:
+    ours = "".join(line for line in page().splitlines(keepends=True) if f"ray_{PREFIX}" in line)
     families = list(text_string_to_metric_families(ours))
     samples = tuple(sample for family in families for sample in family.samples)
     return Scrape(samples, {family.name: family.type for family in families})

@@ -75,10 +75,12 @@ class ScriptedStages:
     def __init__(self, *scripts: list[StageEvent | BaseException], gate: asyncio.Event | None = None) -> None:
         self.scripts, self.gate = deque(scripts), gate
         self.encodings: list[Work] = []
+        self.request_ids: list[str] = []
         self.calls: list[tuple[AnswerOrder, Any]] = []
         self.streams: list[Stream] = []
 
-    def begin_encoding(self, *_: object) -> Work:
+    def begin_encoding(self, *_: object, request_id: str) -> Work:
+        self.request_ids.append(request_id)
         self.encodings.append(Work())
         return self.encodings[-1]
 
@@ -137,6 +139,7 @@ async def test_a_miss_hands_the_encoding_to_the_generator(
     stages = ScriptedStages(ANSWER)
     assert (await _all(_answering(facts, cache, stages), question))[0] == VideoReady(READY, "miss")
     assert stages.calls[0][1] is stages.encodings[0]
+    assert stages.request_ids == [question.request_id]
     assert stages.encodings[0].cancelled == 0
 
 

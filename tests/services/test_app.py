@@ -114,3 +114,11 @@ def test_the_builder_asks_the_cluster_for_its_gpus(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
     stages = take_apart(build_app(load_settings()))
     assert resources(stages["Generator"])["num_gpus"] == 0.5
+
+
+@pytest.mark.parametrize(("log_format", "encoding"), [("text", "TEXT"), ("json", "JSON")])
+def test_stages_log_as_the_settings_say(log_format: str, encoding: str) -> None:
+    for stage in stages_of(load_settings(log_format=log_format, log_level="WARNING")).values():
+        config = stage._deployment_config.logging_config
+        assert config is not None
+        assert (config["encoding"], config["log_level"]) == (encoding, "WARNING")

@@ -1,5 +1,6 @@
 """What reaches the metrics of what a cache has counted. Numbers at Prometheus' end are in tests/integration."""
 
+import contextlib
 import gc
 import threading
 from collections import defaultdict
@@ -11,7 +12,15 @@ from fastervlm_video.cache import CacheStats, MemoryStore, TokenCache, encode_to
 from fastervlm_video.config import Medium
 from services import metrics
 from services.logs import join_replica_log
-from services.metrics import AnswerMeter, CacheReporter, WorkMeter
+from services.metrics import (
+    AnswerFacts,
+    AnswerMeter,
+    CacheReporter,
+    EncoderMeter,
+    GeneratorMeter,
+    RequestMeter,
+    WorkMeter,
+)
 from tests.cache.samples import FINGERPRINT, make_cache_key, make_tokens
 from tests.services.live import PATIENCE_SECONDS
 
@@ -23,14 +32,19 @@ class Board:
         self.totals: dict[str, float] = defaultdict(float)
         self.tagged: dict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
         self.gauges: dict[str, float] = {}
+        self.observed: dict[tuple[str, tuple[tuple[str, str], ...]], list[float]] = defaultdict(list)
         self.changed = threading.Event()
 
     def counter(self, name: str, description: str, **_: object) -> Any:
         assert description.endswith(".")
         return _Counter(self, name)
 
-    def gauge(self, name: str, description: str) -> Any:
+    def gauge(self, name: str, description: str, **_: object) -> Any:
         return _Gauge(self, name)
+
+    def histogram(self, name: str, description: str, *, boundaries: list[float], **_: object) -> Any:
+        assert boundaries == sorted(set(boundaries))
+        return _Histogram(self, name)
 
 
 class _Counter:
@@ -48,8 +62,16 @@ class _Gauge:
     def __init__(self, board: Board, name: str) -> None:
         self._board, self._name = board, name
 
-    def set(self, value: float) -> None:
-        self._board.gauges[self._name] = value
+    def set(self, value: float, tags: dict[str, str] | None = None) -> None:
+        self._board.gauges["/".join((self._name, *(tags or {}).values()))] = value
+
+
+class _Histogram:
+    def __init__(self, board: Board, name: str) -> None:
+        self._board, self._name = board, name
+
+    def observe(self, value: float, tags: dict[str, str] | None = None) -> None:
+        self._board.observed[self._name, tuple(sorted((tags or {}).items()))].append(value)
 
 
 @pytest.fixture
@@ -57,6 +79,7 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     made = Board()
     monkeypatch.setattr(metrics, "Counter", made.counter)
     monkeypatch.setattr(metrics, "Gauge", made.gauge)
+    monkeypatch.setattr(metrics, "Histogram", made.histogram)
     return made
 
 
@@ -91,6 +114,60 @@ def test_answers_are_told_apart_by_what_they_are_about(board: Board) -> None:
     name = "fastervlm_answers_total"
     assert board.tagged[name, (("cache", "hit"), ("medium", "image"))] == 2
     assert board.tagged[name, (("cache", "hit"), ("medium", "video"))] == 1
+
+
+def test_what_a_complete_answer_took(board: Board) -> None:
+    meter = AnswerMeter()
+    for reused in (0, 32):
+        meter.complete(AnswerFacts("hit", {"fetch": 0.25, "total": 1.5}, 512, 48, 60, reused, 3))
+    assert board.observed["fastervlm_answer_seconds", (("cache", "hit"), ("stage", "fetch"))] == [0.25, 0.25]
+    assert board.observed["fastervlm_answer_seconds", (("cache", "hit"), ("stage", "total"))] == [1.5, 1.5]
+    tokens = {
+        (name, *(value for _, value in tags)): total for (name, tags), total in board.tagged.items() if "tokens" in name
+    }
+    assert tokens == {
+        ("fastervlm_visual_tokens_total", "full"): 1024,
+        ("fastervlm_visual_tokens_total", "kept"): 96,
+        ("fastervlm_prompt_tokens_total", "all"): 120,
+        ("fastervlm_prompt_tokens_total", "reused"): 32,
+        ("fastervlm_answer_tokens_total",): 6,
+    }
+
+
+class Queue:
+    def __init__(self, waiting: int, running: int) -> None:
+        self.queue_depth, self.running = waiting, running
+
+
+def test_what_a_generator_holds(board: Board) -> None:
+    queue = Queue(3, 8)
+    meter = GeneratorMeter(queue)
+    meter.begin()
+    assert meter.report()
+    assert board.gauges == {
+        "fastervlm_generator_requests/waiting": 3,
+        "fastervlm_generator_requests/running": 8,
+    }
+    queue.running = 0  # the answer has ended before it was counted
+    meter.begin()
+    assert board.observed["fastervlm_generate_batch_size", ()] == [8, 1]
+    del queue
+    gc.collect()
+    meter.begin()
+    assert not meter.report()
+
+
+def test_frames_wait_until_their_pass_is_over(board: Board) -> None:
+    meter, seen = EncoderMeter(), []
+    waiting = "fastervlm_encoder_waiting_frames"
+    with meter.waiting(8):
+        with contextlib.suppress(ValueError), meter.waiting(4):
+            seen.append(board.gauges[waiting])
+            meter.together(12)
+            raise ValueError("boom")
+        seen.append(board.gauges[waiting])
+    assert [*seen, board.gauges[waiting]] == [12, 8, 0]
+    assert board.observed["fastervlm_encode_batch_frames", ()] == [12]
 
 
 def test_evictions_are_shown_where_the_store_knows_them(board: Board, cache: TokenCache) -> None:
@@ -137,6 +214,13 @@ def test_the_thread_ends_with_the_cache(board: Board) -> None:
 def test_outside_of_a_replica_meters_do_no_harm(cache: TokenCache) -> None:
     WorkMeter("decode").record(videos=1, frames=8, seconds=0.1)
     AnswerMeter().record(cache="hit", medium=Medium.IMAGE)
+    AnswerMeter().complete(AnswerFacts("miss", {"total": 1.0}, 4, 1, 9, 0, 1))
+    RequestMeter().record(route="ask", status="2xx", code="ok")
+    EncoderMeter().together(3)
+    queue = Queue(0, 0)
+    meter = GeneratorMeter(queue)
+    meter.begin()
+    assert meter.report()
     cache.lookup(make_cache_key(), None, FINGERPRINT)
     assert CacheReporter(cache).report()
     join_replica_log()

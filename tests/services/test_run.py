@@ -8,7 +8,6 @@ from ray.serve.schema import ApplicationStatus, ServeStatus
 
 from fastervlm_video.errors import InvalidRequestError
 from services.run import _check_port_is_free, _why_not_started
-from services.settings import load_settings
 from tests.services.test_readiness import APP, RUNNING, serving, stage
 
 TRACEBACK = """The deployment failed to start 3 times in a row. This may be due to a problem with its constructor.
@@ -39,10 +38,10 @@ def test_a_port_in_use_is_refused_before_anything_starts() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(InvalidRequestError, match=rf"cannot listen on 127.0.0.1 port {port}: .*in use"):
-            _check_port_is_free(load_settings(port=port))
-    _check_port_is_free(load_settings(port=port))
+            _check_port_is_free("127.0.0.1", port, "FASTERVLM_PORT")
+    _check_port_is_free("127.0.0.1", port, "FASTERVLM_PORT")
 
 
 def test_a_host_that_is_not_ours_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match=r"cannot listen on 192\.0\.2\.77 port"):
-        _check_port_is_free(load_settings(host="192.0.2.77"))
+        _check_port_is_free("192.0.2.77", 1, "FASTERVLM_HOST")

@@ -1,0 +1,1 @@
+"""Scripts around the project: checks that need more than its packages."""

@@ -18,11 +18,11 @@ define compile
 	sed -i '/^torch==/,/[^\\]$$/d' $(2)
 endef
 
-.PHONY: help demo serve test check bench bench-engine bench-first-token format lock clean
+.PHONY: help demo serve test check k8s-check bench bench-engine bench-first-token format lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
 
 $(VENV)/.run: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -50,6 +50,9 @@ check: $(VENV)/.dev ## Lint, format check and types
 
 test: check ## All checks and all tests
 	$(BIN)/python -m pytest
+
+k8s-check: $(VENV)/.dev ## Build and check the Kubernetes manifests; needs kubectl
+	K8S_CHECK=1 $(BIN)/python -m pytest tests/k8s
 
 bench: $(VENV)/.run ## Cost of 8 frames out of 10 seconds, 1, 10 and 60 minutes
 	$(BIN)/python benchmarks/decode_seek.py

@@ -18,12 +18,12 @@ define compile
 	sed -i '/^torch==/,/[^\\]$$/d' $(2)
 endef
 
-.PHONY: help demo serve test check load dashboard-check bench bench-engine bench-first-token bench-models format lock \
-  clean
+.PHONY: help demo serve test check k8s-check load dashboard-check bench bench-engine bench-first-token bench-models format \
+  lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
 
 $(VENV)/.run: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -57,6 +57,9 @@ load: $(VENV)/.dev ## Two minutes of load: latencies, errors, a report; LOAD_SHA
 
 dashboard-check: $(VENV)/.dev ## Whether every panel of the Grafana dashboard has data; needs Debian's prometheus
 	$(BIN)/python -m scripts.check_dashboard
+
+k8s-check: $(VENV)/.dev ## Build and check the Kubernetes manifests; needs kubectl
+	K8S_CHECK=1 $(BIN)/python -m pytest tests/k8s
 
 bench: $(VENV)/.run ## Cost of 8 frames out of 10 seconds, 1, 10 and 60 minutes
 	$(BIN)/python benchmarks/decode_seek.py

@@ -54,7 +54,7 @@ def _deployment(
     stage = settings.stage(name)
     # Cores are a scheduling matter to Ray; how many threads really compute is set by each stage itself.
     num_gpus = _automatic_gpus(name, settings, available_gpus) if stage.num_gpus is None else stage.num_gpus
-    resources: dict[str, Any] = {"num_cpus": stage.num_cpus, "num_gpus": num_gpus}
+    options: dict[str, Any] = {"num_cpus": stage.num_cpus, "num_gpus": num_gpus, "resources": dict(stage.resources)}
     decorate = serve.deployment(
         name=name.capitalize(),
         autoscaling_config=AutoscalingConfig(
@@ -64,7 +64,7 @@ def _deployment(
         ),
         max_ongoing_requests=stage.max_ongoing_requests,
         request_router_config=_router(name, stage.max_replicas),
-        ray_actor_options=resources,
+        ray_actor_options=options,
         graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_SECONDS,
         health_check_period_s=_HEALTH_CHECK_SECONDS,
         logging_config=serve_logging(settings),

@@ -1,6 +1,7 @@
 """Start the service on this machine (or on the Ray cluster this machine belongs to), and stop it cleanly."""
 
 import logging
+import math
 import os
 import re
 import signal
@@ -53,10 +54,20 @@ def _start_ray(settings: Settings, *, show_logs: bool) -> None:
     ray.init(
         _metrics_export_port=settings.metrics_port,
         num_cpus=max(os.cpu_count() or 1, round(needed) + 1),
+        resources=_custom_resources(settings),
         include_dashboard=False,
         log_to_driver=show_logs,
         logging_level=level,
     )
+
+
+def _custom_resources(settings: Settings) -> dict[str, float]:
+    """What all replicas together may ask for: a private Ray has one machine, which offers all of it."""
+    total: dict[str, float] = {}
+    for stage in map(settings.stage, STAGES):
+        for name, amount in stage.resources.items():
+            total[name] = total.get(name, 0.0) + amount * stage.max_replicas
+    return {name: float(math.ceil(amount)) for name, amount in total.items()}
 
 
 def _check_port_is_free(host: str, port: int, named_by: str) -> None:

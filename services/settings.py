@@ -6,6 +6,7 @@ name in front: ``FASTERVLM_ENCODER__MAX_REPLICAS=4``. :func:`settings_table` lis
 
 import ipaddress
 import json
+import math
 import os
 import stat
 import tempfile
@@ -47,6 +48,7 @@ ENV_PREFIX = "FASTERVLM_"
 _NESTED = "__"
 _LIMITS = MediaLimits()
 _GIB = 1024**3
+_RAYS_OWN_RESOURCES = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
 
 StageName = Literal["api", "decoder", "encoder", "generator"]
 STAGES: tuple[StageName, ...] = ("api", "decoder", "encoder", "generator")
@@ -93,8 +95,19 @@ def _api_keys(value: object) -> object:
     return given + keys
 
 
+def _custom_resources(value: dict[str, float]) -> dict[str, float]:
+    """Amounts by name, as Ray takes them: what it counts by itself has settings, or a meaning, of its own."""
+    for name, amount in value.items():
+        if not name or name in _RAYS_OWN_RESOURCES:
+            raise ValueError(f"{name!r} is no custom resource; cores and GPUs are num_cpus and num_gpus")
+        if not (0 < amount < math.inf and (amount <= 1 or amount.is_integer())):
+            raise ValueError(f"{name} must be a whole number, or a fraction of 1, above 0 (got {amount:g})")
+    return value
+
+
 HostList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_rules)]
 KeyList = Annotated[tuple[InstanceOf[ApiKey], ...], NoDecode, BeforeValidator(_api_keys)]
+CustomResources = Annotated[dict[str, float], AfterValidator(_custom_resources)]
 NetworkList = Annotated[
     tuple[InstanceOf[IPv4Network] | InstanceOf[IPv6Network], ...], NoDecode, BeforeValidator(_networks)
 ]
@@ -114,6 +127,11 @@ class StageSettings(BaseModel):
         ge=0,
         description="GPUs reserved per replica (may be a fraction); unset: the encoder and the generator share what "
         "there is, the others take none.",
+    )
+    resources: CustomResources = Field(
+        default={},
+        description='Custom Ray resources reserved per replica, as JSON such as `{"encoder": 1}`; it runs only on '
+        "machines that offer them (`ray start --resources`).",
     )
     threads_per_replica: int | None = Field(
         default=None,
@@ -446,7 +464,7 @@ def _row(location: tuple[str, ...], default: object, field: FieldInfo) -> str:
         default = default.get_secret_value()
     shown = (
         ""
-        if default is None or default in ("", ())
+        if default is None or default in ("", (), {})
         else f"`{default:g}`"
         if isinstance(default, float)
         else f"`{default}`"

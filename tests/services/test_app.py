@@ -76,6 +76,12 @@ def test_each_stage_takes_its_own_settings(name: StageName) -> None:
         assert scaling(deployment).target_ongoing_requests == deployment.max_ongoing_requests / 2
 
 
+def test_a_stage_may_ask_for_machines_of_a_kind() -> None:
+    stages = stages_of(with_stage("encoder", resources={"encoder": 1}))
+    asked = {name: deployment.ray_actor_options.get("resources") for name, deployment in stages.items()}  # type: ignore[union-attr]
+    assert asked == {"Api": {}, "Decoder": {}, "Encoder": {"encoder": 1.0}, "Generator": {}}
+
+
 def test_a_stage_may_scale_to_zero() -> None:
     encoder = stages_of(with_stage("encoder", min_replicas=0))["Encoder"]
     assert (scaling(encoder).min_replicas, scaling(encoder).max_replicas) == (0, 1)

@@ -76,6 +76,14 @@ def test_one_variable_of_a_stage_leaves_its_other_defaults(monkeypatch: pytest.M
     assert settings.stage("generator") is settings.generator
 
 
+def test_custom_resources_of_a_stage_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTERVLM_ENCODER__RESOURCES", '{"encoder": 1, "fast-disk": 0.5}')
+    settings = load_settings()
+    assert settings.encoder.resources == {"encoder": 1.0, "fast-disk": 0.5}
+    assert settings.encoder.max_ongoing_requests == 64
+    assert settings.decoder.resources == {}
+
+
 def test_redis_url_has_two_names_of_which_ours_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://common")
     assert load_settings().redis_url == "redis://common"
@@ -95,6 +103,9 @@ def test_redis_url_has_two_names_of_which_ours_wins(monkeypatch: pytest.MonkeyPa
         ("ENCODER__MAX_REPLCAS", "3", ["FASTERVLM_ENCODER__MAX_REPLCAS", "not permitted"]),
         ("ENCODER__MIN_REPLICAS", "9", ["FASTERVLM_ENCODER", "min_replicas=9", "max_replicas=1"]),
         ("ENCODER", "many", ["encoder"]),
+        ("ENCODER__RESOURCES", '{"GPU": 1}', ["FASTERVLM_ENCODER__RESOURCES", "'GPU'", "num_gpus"]),
+        ("ENCODER__RESOURCES", '{"big": 1.5}', ["FASTERVLM_ENCODER__RESOURCES", "big", "1.5"]),
+        ("ENCODER__RESOURCES", '{"big": 0}', ["FASTERVLM_ENCODER__RESOURCES", "big", "above 0"]),
         ("MIN_KEEP_RATIO", "0.5", ["min_keep_ratio=0.5", "default_keep_ratio=0.1"]),
         ("DEFAULT_NUM_FRAMES", "65", ["default_num_frames=65", "max_num_frames=64"]),
         ("DEFAULT_ANSWER_TOKENS", "5000", ["default_answer_tokens=5000", "max_answer_tokens"]),

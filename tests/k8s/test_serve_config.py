@@ -1,0 +1,83 @@
+"""``serveConfigV2`` and the settings beside it are what Ray Serve and the service take."""
+
+import re
+
+import pytest
+from ray.serve.schema import ServeDeploySchema
+
+from services.proxy import PROXY_CALLBACK
+from services.settings import STAGES, settings_table
+from tests.k8s.build import Choice, Manifests
+
+KNOWN = {"HOME", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "RAY_USAGE_STATS_ENABLED", "OMP_NUM_THREADS"}
+KNOWN |= {"HF_HUB_OFFLINE", "AWS_EC2_METADATA_DISABLED"}
+
+
+def test_serve_accepts_it(manifests: Manifests) -> None:
+    config = manifests.serve_config
+    accepted = ServeDeploySchema.model_validate(config)
+    (application,) = accepted.applications
+    assert (application.import_path, application.route_prefix) == ("services.app:build_app", "/")
+    assert accepted.proxy_location == "EveryNode"
+
+
+def test_nothing_in_it_is_unknown_to_serve(manifests: Manifests) -> None:
+    """Serve ignores what it does not know."""
+    config = manifests.serve_config
+    accepted = ServeDeploySchema.model_validate(config)
+    assert config.keys() <= ServeDeploySchema.model_fields.keys()
+    for part, given in (
+        (accepted.http_options, config["http_options"]),
+        (accepted.logging_config, config["logging_config"]),
+        (accepted.applications[0], config["applications"][0]),
+    ):
+        assert part is not None
+        assert given.keys() <= type(part).model_fields.keys()
+
+
+def test_the_service_accepts_its_arguments(manifests: Manifests, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = manifests.settings(monkeypatch)
+    (application,) = manifests.serve_config["applications"]
+    assert application["args"].keys() == set(STAGES)
+    for name in STAGES:
+        for field, value in application["args"][name].items():
+            assert getattr(settings.stage(name), field) == value
+    assert settings.encoder.max_ongoing_requests == 64, "what is not given keeps its default"
+    assert settings.blob_location() == manifests.variables["FASTERVLM_BLOB_URL"]
+    assert str(settings.runtime_dir) == manifests.variables["FASTERVLM_RUNTIME_DIR"]
+
+
+def test_variables_are_known(manifests: Manifests) -> None:
+    """A misspelt one would do nothing, in silence."""
+    ours = set(re.findall(r"`(FASTERVLM_\w+)`", settings_table()))
+    given = set(manifests.variables)
+    for group in [manifests.cluster["headGroupSpec"], *manifests.groups]:
+        given |= {variable["name"] for variable in group["template"]["spec"]["containers"][0]["env"]}
+    assert given - KNOWN - {"TOKEN_CACHE_PASSWORD"} <= ours
+
+
+def test_the_proxies_know_the_upload_limits(manifests: Manifests) -> None:
+    assert manifests.variables["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == PROXY_CALLBACK
+
+
+def test_all_ray_containers_have_the_same_settings(manifests: Manifests, choice: Choice) -> None:
+    """The proxies read them where they run, and the application's builder where Serve happens to run it."""
+    head = manifests.cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
+    for group in manifests.groups:
+        worker = group["template"]["spec"]["containers"][0]
+        assert worker["env"] == head["env"]
+        assert worker["envFrom"][: len(head["envFrom"])] == head["envFrom"]
+        more = worker["envFrom"][len(head["envFrom"]) :]
+        assert more == [] or ("s3-blobs" in choice.components and len(more) == 1)
+
+
+def test_the_front_door_lets_uploads_through(manifests: Manifests, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = manifests.settings(monkeypatch)
+    for ingress in manifests.all("Ingress"):
+        annotations = ingress["metadata"]["annotations"]
+        megabytes = annotations["nginx.ingress.kubernetes.io/proxy-body-size"].removesuffix("m")
+        assert int(megabytes) * 1024**2 > settings.max_upload_bytes
+        assert int(annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"]) > settings.request_timeout_seconds
+    for route in manifests.all("HTTPRoute"):
+        seconds = int(route["spec"]["rules"][0]["timeouts"]["request"].removesuffix("s"))
+        assert seconds >= settings.upload_timeout_seconds + settings.request_timeout_seconds

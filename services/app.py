@@ -10,7 +10,7 @@ from typing import Any, cast
 import ray
 from ray import serve
 from ray.serve import Application, Deployment
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from services.api import Api
 from services.decoder import Decoder
@@ -18,6 +18,7 @@ from services.encoder import Encoder
 from services.generator import Generator
 from services.live import LiveConfig
 from services.logs import serve_logging
+from services.scaling import FRAMES, TOKENS, WorkPolicy
 from services.settings import Settings, StageName
 
 __all__ = ["APP_NAME", "bind_stages", "build_app"]
@@ -27,6 +28,10 @@ APP_NAME = "fastervlm-video"
 _GPU_STAGES: tuple[StageName, ...] = ("encoder", "generator")
 _GRACEFUL_SHUTDOWN_SECONDS = 5.0
 _HEALTH_CHECK_SECONDS = 5.0
+_MOST_BETWEEN_REPORTS_SECONDS = 10.0  # Serve's own; it is changed for short look-back periods only, with a warning
+_USUAL_PROMPT_TOKENS = 256  # eight frames at the default ratio and a question
+_ALL_OTHERS = 1000  # more than there will be replicas: their number may change without a new deployment
+_NEW_POLICY: Callable[..., AutoscalingPolicy] = AutoscalingPolicy  # its constructor is not annotated
 _BY_SESSION = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
 
@@ -37,13 +42,42 @@ def _automatic_gpus(name: StageName, settings: Settings, available_gpus: float) 
     return min(1.0, available_gpus / len(_GPU_STAGES))
 
 
-def _router(name: StageName, max_replicas: int) -> RequestRouterConfig:
+def _router(name: StageName) -> RequestRouterConfig:
     """How a caller picks a replica: the least loaded of two; for the Generator, the one that knows the video."""
     if name != "generator":
         return RequestRouterConfig()
     # Questions about one token set go to the replica that a hash ring names, and on along the ring when it is full.
     return RequestRouterConfig(
-        request_router_class=cast("Any", _BY_SESSION), request_router_kwargs={"num_fallback_replicas": max_replicas - 1}
+        request_router_class=cast("Any", _BY_SESSION), request_router_kwargs={"num_fallback_replicas": _ALL_OTHERS}
+    )
+
+
+def _work_policy(unit: str, target: int, usual: int) -> AutoscalingPolicy:
+    kwargs = {"unit": unit, "target_per_replica": target, "usual_per_request": usual}
+    return _NEW_POLICY(policy_function=WorkPolicy, policy_kwargs=kwargs)
+
+
+def _policy(name: StageName, settings: Settings) -> AutoscalingPolicy:
+    """What a stage is scaled by: frames, tokens, or requests, which is Serve's own way."""
+    if name == "encoder":
+        return _work_policy(FRAMES, settings.encoder_target_frames, settings.default_num_frames)
+    if name == "generator":
+        usual = settings.default_answer_tokens + _USUAL_PROMPT_TOKENS
+        return _work_policy(TOKENS, settings.generator_target_tokens, usual)
+    return _NEW_POLICY()
+
+
+def _scaling(name: StageName, settings: Settings) -> AutoscalingConfig:
+    stage, look_back = settings.stage(name), settings.scaling_look_back_seconds
+    return AutoscalingConfig(
+        min_replicas=stage.min_replicas,
+        max_replicas=stage.max_replicas,
+        target_ongoing_requests=max(1.0, stage.max_ongoing_requests / 2),
+        look_back_period_s=look_back,
+        metrics_interval_s=min(_MOST_BETWEEN_REPORTS_SECONDS, look_back / 3),
+        upscale_delay_s=stage.upscale_delay_seconds,
+        downscale_delay_s=stage.downscale_delay_seconds,
+        policy=_policy(name, settings),
     )
 
 
@@ -57,13 +91,9 @@ def _deployment(
     options: dict[str, Any] = {"num_cpus": stage.num_cpus, "num_gpus": num_gpus, "resources": dict(stage.resources)}
     decorate = serve.deployment(
         name=name.capitalize(),
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=stage.min_replicas,
-            max_replicas=stage.max_replicas,
-            target_ongoing_requests=max(1.0, stage.max_ongoing_requests / 2),
-        ),
+        autoscaling_config=_scaling(name, settings),
         max_ongoing_requests=stage.max_ongoing_requests,
-        request_router_config=_router(name, stage.max_replicas),
+        request_router_config=_router(name),
         ray_actor_options=options,
         graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_SECONDS,
         health_check_period_s=_HEALTH_CHECK_SECONDS,

@@ -4,6 +4,7 @@ Paths are relative to the store's root, with ``/`` between parts.
 """
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -156,17 +157,27 @@ class RemoteFiles:
 
     def read(self, path: str, limit_bytes: int) -> bytes:
         """One call, for that range."""
-        return bytes(self._fs.cat_file(self._full(path), start=0, end=limit_bytes))
+        try:
+            return bytes(self._fs.cat_file(self._full(path), start=0, end=limit_bytes))
+        except OSError as exc:
+            if self._is_empty(path, exc):
+                return b""
+            raise
 
     def read_each(self, paths: list[str], limit_bytes: int) -> list[bytes]:
         """One call, which object stores spread over many connections."""
         full = [self._full(path) for path in paths]
         starts, ends = [0] * len(full), [limit_bytes] * len(full)
         found = self._fs.cat_ranges(full, starts, ends, on_error="return") if full else []
-        errors = [item for item in found if isinstance(item, Exception) and not isinstance(item, FileNotFoundError)]
-        if errors:
-            raise errors[0]
-        return [bytes(item) for item in found if not isinstance(item, Exception)]
+        contents = []
+        for path, item in zip(paths, found, strict=True):
+            if not isinstance(item, Exception):
+                contents.append(bytes(item))
+            elif self._is_empty(path, item):
+                contents.append(b"")
+            elif not isinstance(item, FileNotFoundError):
+                raise item
+        return contents
 
     def write(self, path: str, data: bytes) -> None:
         """One call; object stores show it when it is complete."""
@@ -199,6 +210,10 @@ class RemoteFiles:
         prefix = f"{self._root}/"
         for full, info in self._fs.find(self._full(folder), detail=True).items():
             yield str(full).removeprefix(prefix), int(info["size"])
+
+    def _is_empty(self, path: str, error: Exception) -> bool:
+        """Whether ``error`` is S3's way of saying that an empty file has no beginning."""
+        return isinstance(error, OSError) and error.errno == errno.EINVAL and self.size_bytes(path) == 0
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}"

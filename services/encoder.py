@@ -17,6 +17,7 @@ from fastervlm_video.plan import ModelFacts
 from fastervlm_video.vision import EncodeJob, VisionEncoder, VisualTokens
 from services.logs import join_replica_log
 from services.metrics import CacheReporter, EncoderMeter, WorkMeter
+from services.scaling import FRAMES, WorkInHand
 from services.settings import Settings
 from services.stages import DecodedVideo, EncodedTokens, EncodeOrder
 from services.stores import open_blob_store, open_service_cache
@@ -69,6 +70,7 @@ class Encoder:
         self._cache, self._blobs = open_service_cache(settings), open_blob_store(settings)
         CacheReporter(self._cache).start()
         self._meter, self._load = WorkMeter("encode"), EncoderMeter()
+        self._in_hand = WorkInHand(FRAMES)
         self._max_batch_frames = settings.max_batch_frames
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tower")
         most_frames = settings.max_num_frames * max_views(self._facts)
@@ -90,13 +92,18 @@ class Encoder:
             )
         job = self._facts.encode_job(video.frames, order.prune, order.medium)
         encoder.check(job)
-        with self._load.waiting(job.frames.num_frames):
-            encoded = await self._encode_together(job)
-        if isinstance(encoded, FasterVLMError):
-            raise encoded
-        logger.info("encoded %s, kept %s", video.frames, encoded.tokens)
-        blob = await asyncio.to_thread(self._store, order, encoded.tokens)
+        with self._in_hand.holding(job.frames.num_frames):
+            with self._load.waiting(job.frames.num_frames):
+                encoded = await self._encode_together(job)
+            if isinstance(encoded, FasterVLMError):
+                raise encoded
+            logger.info("encoded %s, kept %s", video.frames, encoded.tokens)
+            blob = await asyncio.to_thread(self._store, order, encoded.tokens)
         return EncodedTokens(blob, {**video.seconds, "encode": encoded.seconds})
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Frames in hand; called by Serve now and then."""
+        return self._in_hand.stats()
 
     def _store(self, order: EncodeOrder, tokens: VisualTokens) -> bytes:
         """Pack the tokens and cache them, unless their file was deleted while they were made."""

@@ -14,6 +14,7 @@ from fastervlm_video.plan import ModelFacts
 from fastervlm_video.vision import VisualSequence, VisualTokens
 from services.logs import join_replica_log
 from services.metrics import CacheReporter, GeneratorMeter
+from services.scaling import TOKENS, WorkInHand
 from services.settings import Settings
 from services.stages import AnswerDone, AnswerOrder, AnswerText, EncodedTokens, StageEvent, TokensMissing, TokensReady
 from services.stores import open_service_cache
@@ -78,7 +79,7 @@ class Generator:
         )
         self._cache = open_service_cache(settings)
         CacheReporter(self._cache).start()
-        self._meter = GeneratorMeter(self._engine)
+        self._meter, self._in_hand = GeneratorMeter(self._engine), WorkInHand(TOKENS)
         self._meter.start()
 
     async def generate(
@@ -120,20 +121,26 @@ class Generator:
             sampling=order.sampling,
             cache_identity=order.token_set,
         )
-        async with aclosing(stream(self._engine, request)) as events:
-            # Nothing is handed out before the engine has begun: until then the request can still be refused.
-            first = await anext(events)
-            self._meter.begin()
-            yield _ready(tokens, sequence, encoded.seconds if encoded else {})
-            yield _answer_event(first)
-            async for event in events:
-                yield _answer_event(event)
+        num_tokens = len(prompt) + order.sampling.max_tokens
+        with self._in_hand.holding(num_tokens):
+            async with aclosing(stream(self._engine, request)) as events:
+                # Nothing is handed out before the engine has begun: until then the request can still be refused.
+                first = await anext(events)
+                self._meter.begin()
+                yield _ready(tokens, sequence, encoded.seconds if encoded else {})
+                yield _answer_event(first)
+                async for event in events:
+                    yield _answer_event(event)
         logger.info("generated an answer to a prompt of %d tokens, %d of them visual", len(prompt), prompt.num_visual)
 
     def _tokens(self, order: AnswerOrder, encoded: EncodedTokens | None) -> VisualTokens | None:
         if encoded is None:
             return self._cache.lookup(order.key, order.tokens_per_frame, order.fingerprint)
         return decode_tokens(encoded.blob, expect_fingerprint=order.fingerprint).select(order.tokens_per_frame)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tokens in hand, of prompts and of answers asked for; called by Serve now and then."""
+        return self._in_hand.stats()
 
     def check_health(self) -> None:
         """Called by Serve now and then; an error makes it replace this replica.

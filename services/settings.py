@@ -121,6 +121,12 @@ class StageSettings(BaseModel):
     min_replicas: int = Field(default=1, ge=0, description="Fewest replicas; 0 lets an idle stage stop.")
     max_replicas: int = Field(default=1, ge=1, description="Most replicas.")
     max_ongoing_requests: int = Field(default=16, ge=1, description="Requests one replica works on at a time.")
+    upscale_delay_seconds: float = Field(
+        default=30.0, ge=0, description="How long there must be too much to do before replicas are added."
+    )
+    downscale_delay_seconds: float = Field(
+        default=600.0, ge=0, description="How long there must be too little to do before replicas are taken away."
+    )
     num_cpus: float = Field(default=0.2, ge=0, description="CPU cores reserved per replica (may be a fraction).")
     num_gpus: float | None = Field(
         default=None,
@@ -206,7 +212,8 @@ class Settings(BaseSettings):
     runtime_dir: Path = Field(
         default_factory=_default_runtime_dir,
         description="Private folder for sockets, temporary files and the default blob store; "
-        "unset: `fastervlm-video-<uid>` in the system's temporary folder.",
+        "unset: `fastervlm-video-<uid>` in the system's temporary folder. Variables in it (`$SCRATCH`) are those "
+        "of each machine.",
     )
 
     api_keys: KeyList = Field(
@@ -278,6 +285,20 @@ class Settings(BaseSettings):
     )
     max_batch_frames: int = Field(
         default=32, ge=1, description="Frames, or views of pictures, encoded in one forward pass."
+    )
+    encoder_target_frames: int = Field(
+        default=64,
+        ge=1,
+        description="Frames, waiting and running, for each replica of the encoder: with more, replicas are added.",
+    )
+    generator_target_tokens: int = Field(
+        default=4096,
+        ge=1,
+        description="Tokens, of prompts and of answers asked for, for each replica of the generator: with more, there "
+        "will be more replicas.",
+    )
+    scaling_look_back_seconds: float = Field(
+        default=30.0, ge=1, description="Time over which the load is averaged that replicas are added or taken away by."
     )
     encode_batch_wait_seconds: float = Field(
         default=0.005, ge=0, le=1, description="How long the encoder waits for more frames to join a pass."
@@ -390,15 +411,22 @@ class Settings(BaseSettings):
 
     def blob_location(self) -> str:
         """``blob_url``, or the default folder as a URL."""
-        return self.blob_url or (self.runtime_dir.absolute() / "blobs").as_uri()
+        return self.blob_url or (self._local_dir() / "blobs").as_uri()
+
+    def _local_dir(self) -> Path:
+        """``runtime_dir`` on the machine that this is called on."""
+        written_out = os.path.expandvars(self.runtime_dir)
+        if "$" in written_out:
+            raise InvalidRequestError(f"{ENV_PREFIX}RUNTIME_DIR={self.runtime_dir} names a variable that is not set")
+        return Path(written_out).absolute()
 
     def prepare_runtime_dir(self) -> Path:
         """Make ``runtime_dir`` with mode 0700, or check that it is ours alone: its default place is shared.
 
         Raises:
-            InvalidRequestError: it is a link, another user's, or open to others.
+            InvalidRequestError: it is a link, another user's, or open to others, or names a variable that is not set.
         """
-        folder = self.runtime_dir.absolute()
+        folder = self._local_dir()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:

@@ -70,7 +70,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "httpx": ("services", "fastervlm_video.calibrate", "fastervlm_video.cli_size", "fastervlm_video.eval.judge"),
     "fsspec": ("services.blob_files",),
     "ray": tuple(
-        f"services.{name}" for name in ("api", "app", "encoder", "handles", "logs", "metrics", "readiness", "run")
+        f"services.{name}"
+        for name in ("api", "app", "encoder", "handles", "logs", "metrics", "readiness", "run", "scaling")
     ),
 }
 ONLY_IN_ONE = {"transformers.generation.continuous_batching": "fastervlm_video.language.continuous"}

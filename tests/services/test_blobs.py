@@ -16,6 +16,7 @@ import pytest
 
 from fastervlm_video.errors import InvalidRequestError, StorageFullError, UnavailableError, VideoNotFoundError
 from services.blobs import ABANDONED_SECONDS, OVERHEAD_BYTES, BlobStore, StoredBlob, file_id, parse_file_id
+from tests.services.s3 import BUCKET, s3_server
 
 TTL = 100.0
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
@@ -35,10 +36,21 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with s3_server() as found, pytest.MonkeyPatch.context() as patch:
+        for variable, value in found.items():
+            patch.setenv(variable, value)
+        yield f"s3://{BUCKET}"
+
+
+@pytest.fixture(params=["file", "memory", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "file":
         yield (tmp_path / "blobs").as_uri()
+        return
+    if request.param == "s3":
+        yield f"{request.getfixturevalue('s3')}/store-{uuid4().hex}/blobs"
         return
     name = f"memory://store-{uuid4().hex}/blobs"
     yield name
@@ -521,7 +533,7 @@ def _binary(stream: io.RawIOBase) -> BinaryIO:
     return stream  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("bad", ["nosuchscheme://x", "s3://bucket/without-its-driver"])
+@pytest.mark.parametrize("bad", ["nosuchscheme://x", "gs://bucket/without-its-driver"])
 def test_locations_that_cannot_be_used(bad: str) -> None:
     with pytest.raises(InvalidRequestError, match="blob store"):
         BlobStore(bad, quota_bytes=1, ttl_seconds=1)

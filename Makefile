@@ -10,16 +10,21 @@ TORCH_VERSION := 2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# torch is left out of the lock files: which build is right depends on the machine (see TORCH_INDEX).
+# torch is left out of the lock files: which build is right depends on the machine (see TORCH_INDEX). What redis needs
+# on Python 3.11.0 to 3.11.2, such as Debian 12's own, is put in: pip-compile on a later Python leaves it out.
+ASYNC_TIMEOUT := 'async-timeout==5.0.1 ; python_full_version < "3.11.3"' \
+  --hash=sha256:39e3809566ff85354557ec2398b55e096c8364bacac9405a7a1fa429e77fe76c \
+  --hash=sha256:d9321a7a3d5a6a5e187e824d2fa0793ce379a202935782d555d6e9d2735677d3
 define compile
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-annotate --no-header \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
 	  --constraint $(VENV)/constraints.txt --extra $(1) --output-file $(2) pyproject.toml
 	sed -i '/^torch==/,/[^\\]$$/d' $(2)
+	printf '%s \\\n    %s \\\n    %s\n' $(ASYNC_TIMEOUT) >> $(2)
 endef
 
-.PHONY: help demo serve test check k8s-check load dashboard-check bench bench-engine bench-first-token bench-models format \
-  lock clean
+.PHONY: help demo serve test check k8s-check load dashboard-check image-test bench bench-engine bench-first-token bench-models \
+  format lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -60,6 +65,9 @@ dashboard-check: $(VENV)/.dev ## Whether every panel of the Grafana dashboard ha
 
 k8s-check: $(VENV)/.dev ## Build and check the Kubernetes manifests; needs kubectl
 	K8S_CHECK=1 $(BIN)/python -m pytest tests/k8s
+
+image-test: $(VENV)/.run ## Build the container image without a container engine and run it, as root on Debian
+	$(BIN)/python -m scripts.image_test --torch-index "$(TORCH_INDEX)" --torch-version $(TORCH_VERSION)
 
 bench: $(VENV)/.run ## Cost of 8 frames out of 10 seconds, 1, 10 and 60 minutes
 	$(BIN)/python benchmarks/decode_seek.py

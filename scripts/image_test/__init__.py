@@ -1,0 +1,7 @@
+"""The container image, built and run for real on a Debian machine that has no container engine.
+
+``python -m scripts.image_test`` (``make image-test``), as root. Steps: a base image out of Debian's own packages
+(:mod:`.base`), the CPU variant built by buildah in a chroot (:mod:`.builder`, with this machine's pip configuration,
+:mod:`.pip_config`), and the image run in namespaces of its own with a read-only root (:mod:`.container`, :mod:`.enter`)
+while it is asked and looked at from outside (:mod:`.checks`).
+"""

@@ -1,7 +1,7 @@
 """Make ``rayservice-v1.json`` from KubeRay's definition of a RayService.
 
-The definition is ``ray.io_rayservices.yaml`` in the folder ``crds`` of KubeRay's Helm chart (Apache-2.0). Only the schema
-of the version ``v1`` is kept, without descriptions::
+The definition is ``ray.io_rayservices.yaml`` in the folder ``crds`` of KubeRay's Helm chart (Apache-2.0). Only the
+schema of the version ``v1`` is kept, without descriptions::
 
     python -m tests.k8s.crds.trim ray.io_rayservices.yaml 1.7
 """

@@ -57,12 +57,14 @@ def _prepare(environment: Any, **_: object) -> None:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with requests.Session() as session:
         session.headers.update(headers)
-        known = []
-        for content in (*_MEDIA.videos, *_MEDIA.pictures):
+        known = {}
+        files = {"video_url": _MEDIA.videos, "image_url": _MEDIA.pictures}
+        for kind, content in ((kind, content) for kind, contents in files.items() for content in contents):
             response = session.post(f"{url}/v1/files", files={"file": content}, timeout=_SETUP_TIMEOUT_SECONDS)
             response.raise_for_status()
-            known.append(response.json()["id"])
-            body = {"file_id": known[-1], "question": "What is it?", "max_tokens": 1}
+            file_id = response.json()["id"]
+            known[file_id] = kind
+            body = {"file_id": file_id, "question": "What is it?", "max_tokens": 1}
             session.post(f"{url}/v1/ask", json=body, timeout=_SETUP_TIMEOUT_SECONDS).raise_for_status()
         model = session.get(f"{url}/v1/models", timeout=_SETUP_TIMEOUT_SECONDS).json()["data"][0]["id"]
     world = World(_MEDIA, _RESULTS, known, model, headers)

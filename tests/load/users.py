@@ -36,14 +36,14 @@ class World:
     Attributes:
         media: what is sent.
         results: what is seen.
-        known: ids of files that are uploaded before the test begins.
+        known: ids of files that are uploaded before the test begins, by the field of a chat message that names each.
         model: name of the served model.
         headers: sent with every request.
     """
 
     media: Media
     results: Results
-    known: list[str]
+    known: dict[str, str]
     model: str
     headers: dict[str, str]
 
@@ -71,7 +71,7 @@ class _ServiceUser(HttpUser):
         ) as response:
             status = response.status_code or 0
             if status not in {*statuses, _TOO_MANY_REQUESTS}:
-                failure = f"answered {status}: {response.text[:200] if status else response.error}"
+                failure = f"answered {status} ({_code(response) if status else response.error})"
             try:
                 yield response if status == _OK and failure is None else None
             except (KeyError, ValueError) as exc:
@@ -86,7 +86,7 @@ class _ServiceUser(HttpUser):
         return {"question": random.choice(_QUESTIONS), "max_tokens": _ANSWER_TOKENS, **more}
 
     def known_file(self) -> str:
-        return random.choice(self.world.known)
+        return random.choice(list(self.world.known))
 
     def note_cache(self, video: dict[str, Any]) -> None:
         self.world.results.cache[video["cache"]] += 1
@@ -150,6 +150,14 @@ class StreamUser(_ServiceUser):
         )
 
 
+def _code(response: Any) -> str:
+    """The code of an error, which unlike its message is one of a few."""
+    try:
+        return str(response.json()["error"]["code"])
+    except (KeyError, TypeError, ValueError):
+        return "no code"
+
+
 def _events(response: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     name = ""
     for line in (line.decode() for line in response.iter_lines()):
@@ -165,7 +173,9 @@ class ChatUser(_ServiceUser):
     @task
     def chat(self) -> None:
         """A question and another one about its answer."""
-        video = {"type": "video_url", "video_url": {"url": self.known_file()}}
+        file_id = self.known_file()
+        kind = self.world.known[file_id]
+        video = {"type": kind, kind: {"url": file_id}}
         messages: list[dict[str, Any]] = [
             {"role": "user", "content": [video, {"type": "text", "text": random.choice(_QUESTIONS)}]}
         ]

@@ -42,9 +42,9 @@ class Recorder(ScriptedStages):
         super().__init__(*scripts)
         self.orders: list[tuple[DecodeOrder, EncodeOrder]] = []
 
-    def begin_encoding(self, *orders: object) -> Work:
+    def begin_encoding(self, *orders: object, request_id: str) -> Work:
         self.orders.append(cast("tuple[DecodeOrder, EncodeOrder]", orders))
-        return super().begin_encoding(*orders)
+        return super().begin_encoding(*orders, request_id=request_id)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,6 +40,21 @@ def _set_ray_log_level(level: int) -> None:
     """Of what Ray and Serve log in this process; the replicas' own logs are not concerned."""
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Signals are handled after the block as before it.
+
+    Ray puts a handler of its own in the place of SIGTERM's, which ends the process whatever it is doing.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # no other may
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _start_ray(settings: Settings, *, show_logs: bool) -> None:
@@ -137,7 +153,8 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
             redis = EmbeddedRedis(runtime_dir, max_memory_bytes=settings.cache_max_memory_bytes)
             redis.ensure_running()
             stack.callback(redis.close)
-        _start_ray(settings, show_logs=show_logs)
+        with _own_signal_handlers():
+            _start_ray(settings, show_logs=show_logs)
         stack.callback(ray.shutdown)
         serve.start(
             http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None},

@@ -2,6 +2,7 @@
 
 import argparse
 import fcntl
+import signal
 import subprocess
 import sys
 import tempfile
@@ -121,6 +122,7 @@ def _test(options: argparse.Namespace) -> None:
 def main() -> int:
     """Run all steps; returns the exit status."""
     options = _arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it cleans up, as after Ctrl-C
     try:
         require_tools()
         with _locked(options.work), time_box(options.limit):

@@ -20,7 +20,7 @@ _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 _SAFE = "nosuid,nodev,noexec"
 _SHM_SIZE = "1g"
-_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
 _LAST_CAPABILITY = Path("/proc/sys/kernel/cap_last_cap")
 
 
@@ -92,14 +92,19 @@ def _lay_out_dev(dev: Path) -> None:
 
 def _give_up_rights(user: int, group: int, last_capability: int) -> None:
     """As Kubernetes does for ``allowPrivilegeEscalation: false`` and ``capabilities: drop: [ALL]``."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    requests = [(_PR_CAPBSET_DROP, number) for number in range(last_capability + 1)] + [(_PR_SET_NO_NEW_PRIVS, 1)]
-    for option, value in requests:
-        if libc.prctl(option, value, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")
+    for number in range(last_capability + 1):
+        _prctl(_PR_CAPBSET_DROP, number)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     os.setgroups([])
     os.setresgid(group, group, group)
     os.setresuid(user, user, user)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # asked for by unshare, and forgotten with the user's change
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")
 
 
 def main() -> None:

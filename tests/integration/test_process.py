@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,13 +100,26 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.decode() == "error: no model folder at /nowhere/model\n"
 
 
-def test_ctrl_c_before_it_is_ready(tmp_path: Path) -> None:
+def _wait_for_serve(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    """Until Ray is there, and Serve's controller: the service's children."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        children = psutil.Process(process.pid).children(recursive=True)
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                if "ServeController" in " ".join(child.cmdline()):
+                    return children
+        time.sleep(0.1)
+    raise AssertionError(process.returncode)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_before_it_is_ready(tmp_path: Path, number: signal.Signals) -> None:
     environment = {**os.environ, "FASTERVLM_RUNTIME_DIR": str(tmp_path / "run"), "FASTERVLM_PORT": str(free_port())}
     with subprocess.Popen([sys.executable, "-m", "services"], env=environment, stderr=subprocess.PIPE) as process:
         try:
-            time.sleep(6)
-            children = psutil.Process(process.pid).children(recursive=True)
-            process.send_signal(signal.SIGINT)
+            children = _wait_for_serve(process)
+            process.send_signal(number)
             _, error = process.communicate(timeout=START_SECONDS)
         finally:
             process.kill()

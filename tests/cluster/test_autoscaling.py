@@ -8,7 +8,7 @@ import pytest
 from ray import serve
 
 from tests.integration.conftest import Service
-from tests.integration.scaled import (
+from tests.cluster.scaled import (
     APP,
     PATIENCE_SECONDS,
     quick_settings,

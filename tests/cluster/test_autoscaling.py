@@ -7,7 +7,6 @@ import httpx
 import pytest
 from ray import serve
 
-from tests.integration.conftest import Service
 from tests.cluster.scaled import (
     APP,
     PATIENCE_SECONDS,
@@ -18,6 +17,7 @@ from tests.cluster.scaled import (
     wait_for_replicas,
     wait_until_seen,
 )
+from tests.integration.conftest import Service
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ define compile
 	printf '%s \\\n    %s \\\n    %s\n' $(ASYNC_TIMEOUT) >> $(2)
 endef
 
-.PHONY: help demo serve test check k8s-check load dashboard-check image-test bench bench-engine bench-first-token bench-models \
+.PHONY: help demo serve test check cluster-test k8s-check load dashboard-check image-test bench bench-engine bench-first-token bench-models \
   format lock clean
 .DEFAULT_GOAL := help
 
@@ -56,6 +56,9 @@ check: $(VENV)/.dev ## Lint, format check and types
 
 test: check ## All checks and all tests
 	$(BIN)/python -m pytest
+
+cluster-test: $(VENV)/.dev ## Tests of whole Ray clusters, minutes each: scaling, four nodes, changes in place, a deployment
+	CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/cluster
 
 load: $(VENV)/.dev ## Two minutes of load: latencies, errors, a report; LOAD_SHAPE, LOAD_MIX, LOAD_USERS, LOAD_SECONDS
 	$(BIN)/python -m tests.load

@@ -30,7 +30,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, CLIPImageProcessor, CLIPVisionConfig, LlamaConfig
 
 from fastervlm_video.cache import decode_tokens, encode_tokens
-from fastervlm_video.config import FrameSampling, Medium, PruneSpec, SamplingParams
+from fastervlm_video.config import FrameSampling, MediaLimits, Medium, PruneSpec, SamplingParams
 from fastervlm_video.errors import ContextLengthError
 from fastervlm_video.language import EngineLimits, GenerationRequest, PagedEngine, generate
 from fastervlm_video.media import decode_picture, decode_video, write_video
@@ -49,6 +49,7 @@ TEXT: dict[str, Any] = {
 TEXT_LAYERS, VOCABULARY = 2, 32064
 KEEPS = (1.0, 0.1)
 PICTURE, VIDEO_SIZE, FRAMES = (504, 672), (320, 640), 8  # (height, width)
+PATIENT = MediaLimits(timeout_seconds=600)  # other work on the machine must not end the run
 QUESTION, ANSWER_TOKENS = "What color is the square?", 8
 FLOAT32_BYTES, GB = 4, 1e9
 OTHER_SHARE = 0.25  # of the other half's weights: more than buffers take, less than loading it would
@@ -161,9 +162,11 @@ def encode(options: argparse.Namespace) -> dict[str, Any]:
         preprocessing = facts.preprocessing(medium)
         resize, tiling = preprocessing.resize, preprocessing.tiling
         if medium is Medium.IMAGE:
-            frames = decode_picture(folder / "picture.png", resize=resize, tiling=tiling)
+            frames = decode_picture(folder / "picture.png", limits=PATIENT, resize=resize, tiling=tiling)
         else:
-            frames = decode_video(folder / "video.mp4", FrameSampling(FRAMES), resize=resize, tiling=tiling)
+            frames = decode_video(
+                folder / "video.mp4", FrameSampling(FRAMES), limits=PATIENT, resize=resize, tiling=tiling
+            )
         decoded = time.perf_counter() - begin
         for keep in KEEPS:
             begin = time.perf_counter()

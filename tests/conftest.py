@@ -1,5 +1,6 @@
 """For all tests."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ import torch
 
 from fastervlm_video import cli
 from tests.cli_kit import Outcome, Run
+
+# Whole Ray clusters, minutes each: `make cluster-test` asks for them.
+collect_ignore = [] if os.environ.get("CLUSTER_TESTS") else ["cluster"]
 
 # A shell starts background jobs with SIGINT ignored, which every process that a test starts would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -108,10 +108,22 @@ def test_prometheus_takes_its_command_and_configuration(services: dict[str, Any]
         options = [option.replace(old, new) for option in options]
     url = services["prometheus"]["healthcheck"]["test"][-1].replace("9090", str(port))
     with running(["prometheus", *options], tmp_path, lambda: _answers(url)):
-        targets = httpx.get(f"http://127.0.0.1:{port}/api/v1/targets").json()["data"]["activeTargets"]
+        targets = _targets(port)
     assert [target["scrapeUrl"] for target in targets] == [
         f"http://service:{services['service']['environment']['FASTERVLM_METRICS_PORT']}/metrics"
     ]
+
+
+def _targets(port: int) -> list[dict[str, Any]]:
+    """What a Prometheus reads; it is ready some seconds before it has looked for that."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        found: list[dict[str, Any]] = httpx.get(f"http://127.0.0.1:{port}/api/v1/targets").json()["data"][
+            "activeTargets"
+        ]
+        if found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.5)
 
 
 def test_the_service_with_its_redis(services: dict[str, Any], tmp_path: Path) -> None:
@@ -129,7 +141,9 @@ def test_the_service_with_its_redis(services: dict[str, Any], tmp_path: Path) ->
             "FASTERVLM_RUNTIME_DIR": str(tmp_path / "run"),
             "PYTHONPATH": str(ROOT),
         }
-        environment = {**service["environment"], **changed}
+        # Without a value it is the one of the shell that Compose is started from, if there is one.
+        given = {name: value for name, value in service["environment"].items() if value is not None}
+        environment = {**given, **changed}
         ready = service["healthcheck"]["test"][-1].replace("127.0.0.1:8000", f"127.0.0.1:{port}")
         command = [sys.executable, "-c", "from fastervlm_video.cli import main; main()", "serve"]
         stack.enter_context(running(command, tmp_path, lambda: _answers(ready), **environment))

@@ -13,8 +13,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from services.live import LiveConfig
 from services.scaling import FRAMES
+from tests.cluster.scaled import PATIENCE_SECONDS, under_load
 from tests.integration.conftest import Service
-from tests.integration.scaled import PATIENCE_SECONDS, under_load
 
 NAME = "upgraded"
 POLICY = {

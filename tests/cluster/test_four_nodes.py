@@ -13,7 +13,7 @@ import pytest
 
 from fastervlm_video.media import write_video
 from fastervlm_video.mini import random_scene, render_scene
-from tests.integration.cluster import HEAD, START_SECONDS, Cluster, wait_for
+from tests.cluster.cluster import HEAD, START_SECONDS, Cluster, wait_for
 from tests.integration.conftest import free_port
 from tests.integration.external_redis import RedisProcess
 from tests.services.s3 import BUCKET, s3_server
@@ -86,7 +86,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[Cluster, Asker]]:
                 cluster.start_node(name, cpus=1, encode=1)
             cluster.start_node("answering", cpus=1, decode=1, generate=1)
             driver = cluster.start(
-                "driver", sys.executable, "-m", "tests.integration.cluster_driver", RAY_ADDRESS=cluster.address
+                "driver", sys.executable, "-m", "tests.cluster.cluster_driver", RAY_ADDRESS=cluster.address
             )
             with httpx.Client(base_url=f"http://{HEAD}:{port}", timeout=START_SECONDS) as client:
                 assert driver.wait(START_SECONDS) == 0, cluster.logs()

@@ -7,8 +7,7 @@ import httpx
 import pytest
 from ray import serve
 
-from tests.integration.conftest import Service
-from tests.integration.scaled import (
+from tests.cluster.scaled import (
     APP,
     PATIENCE_SECONDS,
     quick_settings,
@@ -18,6 +17,7 @@ from tests.integration.scaled import (
     wait_for_replicas,
     wait_until_seen,
 )
+from tests.integration.conftest import Service
 
 
 @pytest.fixture

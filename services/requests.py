@@ -153,9 +153,12 @@ class FileIntake:
             check(await finish_in_thread(_medium_of, source.file))
             return await self.put(source.file, source.filename, tenant)
         if isinstance(source, StoredFile):
+            if source.said_to_be is not None:
+                check(source.said_to_be)
             blob = await asyncio.to_thread(self._blobs.stat, parse_file_id(source.file_id), owner=tenant.name)
             _require(source.said_to_be, Medium(blob.medium))
-            check(Medium(blob.medium))
+            if source.said_to_be is None:
+                check(Medium(blob.medium))
             return blob
         if isinstance(source, InlineFile):
             return await self._store_inline(source, tenant, check)

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from fastervlm_video.cache.header import FORMAT_VERSION
 from tests.cache.samples import put_together, take_apart
 from tests.integration.conftest import Service
 from tests.integration.external_redis import Faulty, faulty_application, stopped
@@ -169,7 +170,7 @@ def _another_type(make: Callable[[Any, str], object]) -> Callable[[Any, str, str
 def _next_version(client: Any, name: str, head: str, body: str) -> None:
     """As a newer release may write it: everything fits, but for the number."""
     text, payload = _text_and_payload(client.hget(name, body))
-    blob = put_together(text, payload, version=2)
+    blob = put_together(text, payload, version=FORMAT_VERSION + 1)
     client.hset(name, mapping={head: blob[: len(blob) - len(payload)], body: blob})
 
 

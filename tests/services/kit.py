@@ -17,12 +17,11 @@ from tests.checkpoints import random_frames
 
 @contextmanager
 def lone_encoder(settings: Settings) -> Iterator[Encoder]:
-    """An Encoder that takes itself for a replica; its batch queue belongs to the event loop that first uses it."""
+    """An Encoder that takes itself for a replica.
+
+    Its batch queue, one for the class, belongs to the event loop that first uses it: let that be the session's.
+    """
     pretend: Any = context
-    batches: Any = Encoder._encode_together
-    batches.set_max_batch_size.__self__._queue = (
-        None  # one for the class: not that of a test module before, whose loop ended
-    )
     # serve.batch looks up its deployment's queue length; it is otherwise plain asyncio.
     pretend._set_internal_replica_context(
         replica_id=ReplicaID("r", DeploymentID("Encoder")),

@@ -37,7 +37,7 @@ from tests.integration.external_redis import RedisProcess
 from tests.services.kit import lone_encoder, picture_bytes
 
 pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),  # a batch queue belongs to the loop of its replica
+    pytest.mark.asyncio(loop_scope="session"),  # a batch queue belongs to the loop of its replica
     pytest.mark.usefixtures("logs_as_they_were"),
 ]
 

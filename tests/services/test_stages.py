@@ -49,7 +49,7 @@ from services.stores import open_blob_store, open_service_cache
 from tests.services.kit import lone_encoder
 
 pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),  # a batch queue belongs to the loop of its replica
+    pytest.mark.asyncio(loop_scope="session"),  # a batch queue belongs to the loop of its replica
     pytest.mark.usefixtures("logs_as_they_were"),
 ]
 

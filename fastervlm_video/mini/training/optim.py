@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterable
 
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
+
+from fastervlm_video.mini.training.muon import BatchedMuon
 
 __all__ = ["build_optimizers", "learning_rate_factor", "set_learning_rate"]
 
@@ -31,7 +33,7 @@ def build_optimizers(
             (others if parameter.ndim > 1 else vectors).append(parameter)
     groups = [{"params": others, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [
-        Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        BatchedMuon(matrices, lr=learning_rate, weight_decay=weight_decay),
         AdamW(groups, lr=learning_rate, betas=_BETAS),
     ]
 

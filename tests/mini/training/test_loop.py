@@ -93,7 +93,7 @@ def test_matrices_of_layers_go_to_muon_and_vectors_do_not_decay() -> None:
         for group in optimizer.param_groups
     ]
     assert groups == [
-        ("Muon", 0.3, {"layers.0.weight"}),
+        ("BatchedMuon", 0.3, {"layers.0.weight"}),
         ("AdamW", 0.3, {"embed.weight", "head.weight"}),
         ("AdamW", 0.0, {"layers.0.bias", "layers.1.weight", "layers.1.bias", "head.bias"}),
     ]

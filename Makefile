@@ -7,6 +7,8 @@ VENV   ?= .venv
 TORCH_INDEX ?=
 TORCH_VERSION := 2.13.0
 
+TEST_PROCESSES ?= 2
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -54,8 +56,8 @@ check: $(VENV)/.dev ## Lint, format check and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: check ## All checks and all tests
-	$(BIN)/python -m pytest
+test: check ## All checks and all tests, in two processes; TEST_PROCESSES
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
 
 cluster-test: $(VENV)/.dev ## Tests of whole Ray clusters, minutes each: scaling, four nodes, changes in place, a deployment
 	CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/cluster
@@ -91,7 +93,7 @@ format: $(VENV)/.dev ## Fix formatting and what the linter can fix
 lock: $(VENV)/.dev ## Write the lock files anew from pyproject.toml
 	$(PIP) install pip-tools
 	echo "torch==$(TORCH_VERSION)" > $(VENV)/constraints.txt
-	$(call compile,serve --extra eval,requirements.lock)
+	$(call compile,serve --extra eval --extra s3,requirements.lock)
 	$(call compile,serve --extra eval --extra dev --constraint requirements.lock,requirements-dev.lock)
 
 clean: ## Remove the environment and what was made by tests and the demo

@@ -51,7 +51,7 @@ def settings_for(folder: Path) -> Settings:
         scaling_look_back_seconds=6.0,
         decoder={"min_replicas": 0, "max_replicas": 2, "max_ongoing_requests": 2, **quick},
         encoder={"min_replicas": 0, "max_replicas": 2, "max_ongoing_requests": 64, **quick},
-        generator={"min_replicas": 1, "max_replicas": 2, "max_ongoing_requests": 72, **quick},
+        generator={"min_replicas": 1, "max_replicas": 2, **quick},
     )
 
 

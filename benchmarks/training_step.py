@@ -2,8 +2,8 @@
 
     python benchmarks/training_step.py
 
-PyTorch's orthogonalises in bfloat16, which CPUs without instructions for it (AVX2 ones) are slow at. The two take turns, and
-the ratio of each turn's times is what counts.
+PyTorch's orthogonalises in bfloat16, which CPUs without instructions for it (AVX2 ones) are slow at. They take turns,
+and the ratio of each turn's times is what counts.
 """
 
 import argparse
@@ -45,9 +45,7 @@ def main() -> None:
     matrices, others = layer_matrices(MiniSize()), layer_matrices(MiniSize())
     theirs = Muon(matrices, lr=1e-3, adjust_lr_fn="match_rms_adamw")
     ours = BatchedMuon(others, lr=1e-3, weight_decay=0.1)
-    turns = []
-    for _ in range(options.turns + 1):
-        turns.append((seconds_of_a_step(theirs, matrices), seconds_of_a_step(ours, others)))
+    turns = [(seconds_of_a_step(theirs, matrices), seconds_of_a_step(ours, others)) for _ in range(options.turns + 1)]
     first, second = zip(*turns[1:], strict=True)  # the first turn warms up
     print(f"torch.optim.Muon  {1000 * statistics.median(first):8.1f} ms")
     print(f"BatchedMuon       {1000 * statistics.median(second):8.1f} ms")

@@ -109,11 +109,15 @@ class Answering:
         self.meter = AnswerMeter()
         self._flights: Flights[tuple[TokenPlan, bool], SharedEncoding] = Flights(lambda work: work.close(cancel=True))
 
-    async def events(self, question: Question) -> AsyncGenerator[AnswerEvent, None]:
+    async def events(self, question: Question, *, whole: bool = False) -> AsyncGenerator[AnswerEvent, None]:
         """Answer a question.
 
         A stage replica that dies, or that runs another checkpoint while an upgrade is under way, costs another
         attempt, as long as nothing has been handed out.
+
+        Args:
+            question: what to answer.
+            whole: hand out nothing before the answer is complete, so that all of it can be tried again.
 
         Yields:
             :class:`VideoReady`, any number of :class:`~services.stages.AnswerText`, and
@@ -131,9 +135,12 @@ class Answering:
                 trust_cache = trust_cache and answer is not None
                 if answer is not None:
                     async with answer.stream as stream:
+                        held = [_expect_answer(event) async for event in stream] if whole else []
                         begun = True
                         self.meter.record(cache=answer.ready.cache, medium=question.plan.medium)
                         yield answer.ready
+                        for known in held:
+                            yield known
                         async for event in stream:
                             yield _expect_answer(event)
                     return

@@ -181,6 +181,7 @@ async def server_sent_events(
     """The answer as server-sent events. ``first`` was awaited before the response began, so that what fails
     early keeps its HTTP status. ``on_error`` is called with the body of an error that comes later.
     """
+    answer: CompleteAnswer | None = None
     try:
         answer = builder.add(first)
         yield dialect.begin(builder)
@@ -193,6 +194,9 @@ async def server_sent_events(
         if answer is None:
             raise FasterVLMError("the answer ended before its end")
     except Exception as exc:
+        if answer is not None:
+            logger.warning("request %s failed when its answer was complete: %s", request_id, exc)
+            return
         status, body, _ = to_http(exc, request_id=request_id)
         ours = status == HTTPStatus.INTERNAL_SERVER_ERROR
         logger.warning("request %s failed while it was streamed: %s", request_id, exc, exc_info=exc if ours else None)

@@ -26,7 +26,6 @@ __all__ = ["APP_NAME", "bind_stages", "build_app"]
 APP_NAME = "fastervlm-video"
 
 _GPU_STAGES: tuple[StageName, ...] = ("encoder", "generator")
-_GRACEFUL_SHUTDOWN_SECONDS = 5.0
 _HEALTH_CHECK_SECONDS = 5.0
 _MOST_BETWEEN_REPORTS_SECONDS = 10.0  # Serve's own; it is changed for short look-back periods only, with a warning
 _USUAL_PROMPT_TOKENS = 256  # eight frames at the default ratio and a question
@@ -67,12 +66,28 @@ def _policy(name: StageName, settings: Settings) -> AutoscalingPolicy:
     return _NEW_POLICY()
 
 
+def _target_requests(name: StageName, settings: Settings) -> float:
+    """Requests for each replica, where there will be more replicas with more: half of what one takes."""
+    takes = settings.most_ongoing_requests(name)
+    if name == "api":  # it refuses questions beyond its own limit, which Serve knows nothing of
+        takes = min(takes, settings.max_in_flight_requests)
+    return max(1.0, takes / 2)
+
+
+def _grace_seconds(name: StageName, settings: Settings) -> float:
+    """How long a replica that is taken away, or replaced, may go on with what it has begun."""
+    if settings.graceful_shutdown_seconds is not None:
+        return settings.graceful_shutdown_seconds
+    receiving = settings.upload_timeout_seconds if name == "api" else 0.0
+    return receiving + settings.request_timeout_seconds
+
+
 def _scaling(name: StageName, settings: Settings) -> AutoscalingConfig:
     stage, look_back = settings.stage(name), settings.scaling_look_back_seconds
     return AutoscalingConfig(
         min_replicas=stage.min_replicas,
         max_replicas=stage.max_replicas,
-        target_ongoing_requests=max(1.0, stage.max_ongoing_requests / 2),
+        target_ongoing_requests=_target_requests(name, settings),
         look_back_period_s=look_back,
         metrics_interval_s=min(_MOST_BETWEEN_REPORTS_SECONDS, look_back / 3),
         upscale_delay_s=stage.upscale_delay_seconds,
@@ -92,10 +107,10 @@ def _deployment(
     decorate = serve.deployment(
         name=name.capitalize(),
         autoscaling_config=_scaling(name, settings),
-        max_ongoing_requests=stage.max_ongoing_requests,
+        max_ongoing_requests=settings.most_ongoing_requests(name),
         request_router_config=_router(name),
         ray_actor_options=options,
-        graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_SECONDS,
+        graceful_shutdown_timeout_s=_grace_seconds(name, settings),
         health_check_period_s=_HEALTH_CHECK_SECONDS,
         logging_config=serve_logging(settings),
     )

@@ -31,8 +31,8 @@ class Files(Protocol):
     def read(self, path: str, limit_bytes: int) -> bytes:
         """The beginning of an existing file."""
 
-    def read_each(self, paths: list[str], limit_bytes: int) -> list[bytes]:
-        """The beginnings of many files, in order; those that are gone are left out."""
+    def read_each(self, paths: list[str], limit_bytes: int) -> dict[str, bytes]:
+        """The beginnings of many files, by path; those that are gone are left out."""
 
     def write(self, path: str, data: bytes) -> None:
         """A small file, or its new content, at once: readers see the old content or the new."""
@@ -91,12 +91,12 @@ class LocalFiles:
         with self.open(path) as file:
             return file.read(limit_bytes)
 
-    def read_each(self, paths: list[str], limit_bytes: int) -> list[bytes]:
+    def read_each(self, paths: list[str], limit_bytes: int) -> dict[str, bytes]:
         """One after the other."""
-        found = []
+        found = {}
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
-                found.append(self.read(path, limit_bytes))
+                found[path] = self.read(path, limit_bytes)
         return found
 
     def write(self, path: str, data: bytes) -> None:
@@ -164,17 +164,17 @@ class RemoteFiles:
                 return b""
             raise
 
-    def read_each(self, paths: list[str], limit_bytes: int) -> list[bytes]:
+    def read_each(self, paths: list[str], limit_bytes: int) -> dict[str, bytes]:
         """One call, which object stores spread over many connections."""
         full = [self._full(path) for path in paths]
         starts, ends = [0] * len(full), [limit_bytes] * len(full)
         found = self._fs.cat_ranges(full, starts, ends, on_error="return") if full else []
-        contents = []
+        contents = {}
         for path, item in zip(paths, found, strict=True):
             if not isinstance(item, Exception):
-                contents.append(bytes(item))
+                contents[path] = bytes(item)
             elif self._is_empty(path, item):
-                contents.append(b"")
+                contents[path] = b""
             elif not isinstance(item, FileNotFoundError):
                 raise item
         return contents

@@ -84,6 +84,7 @@ class BlobStore:
         self._quota_bytes, self._ttl_seconds = quota_bytes, ttl_seconds
         self._scratch_dir, self._clock = scratch_dir, clock
         self._next_expiry = 0.0
+        self._removed_early: list[StoredBlob] = []  # to make room, and not reported by a sweep yet
         with _storage_errors():
             self._files, name = open_files(url, storage_options or {})
         self._local = isinstance(self._files, LocalFiles)
@@ -136,11 +137,8 @@ class BlobStore:
             folder = BlobPath.folder(owner)
             paths = [found for path, _ in self._files.listing(folder) if (found := BlobPath.parse(path)) is not None]
             sidecars = self._files.read_each([path.sidecar for path in paths], _MAX_SIDECAR_BYTES)
-        now, blobs = self._clock(), []
-        for data in sidecars:
-            with contextlib.suppress(ValueError):  # damaged, which stat() logs; it counts as missing
-                blob = StoredBlob.from_json(data, owner=owner)
-                blobs += [blob] if blob.expires_at > now else []
+        now, described = self._clock(), [_described(path, sidecars.get(path.sidecar)) for path in paths]
+        blobs = [blob for blob in described if blob is not None and blob.expires_at > now]
         return sorted(blobs, key=lambda blob: (-blob.created_at, blob.digest))
 
     @contextlib.contextmanager
@@ -183,13 +181,17 @@ class BlobStore:
         """Remove expired blobs and what dead processes left half-written, and count what remains.
 
         Returns:
-            The blobs that expired.
+            The blobs that have been removed since the last call because they had expired.
 
         Raises:
             UnavailableError: the storage failed.
         """
-        with _storage_errors(), self._usage.lock():
-            return self._sweep()
+        with _storage_errors():
+            suspects = self._suspects()  # reading thousands of descriptions; nobody waits for the lock meanwhile
+            with self._usage.lock():
+                expired = self._removed_early + self._remove_expired(suspects)
+                self._removed_early = []
+        return expired
 
     def used_bytes(self) -> int:
         """Bytes counted against the quota."""
@@ -232,7 +234,7 @@ class BlobStore:
         needed_bytes = size_bytes + OVERHEAD_BYTES
         used_bytes = self._usage.read_bytes(self._recount)
         if used_bytes + needed_bytes > self._quota_bytes and self._clock() >= self._next_expiry:
-            self._sweep()
+            self._removed_early += self._remove_expired(self._suspects())
             used_bytes = self._usage.read_bytes(self._recount)
         if used_bytes + needed_bytes > self._quota_bytes:
             raise self._full(size_bytes, used_bytes)
@@ -246,28 +248,37 @@ class BlobStore:
         if size_bytes is not None:
             self._usage.set_bytes(max(0, used_bytes - size_bytes - OVERHEAD_BYTES))
 
-    def _sweep(self) -> list[StoredBlob]:
-        now, used_bytes = self._clock(), 0
-        expired: list[StoredBlob] = []
-        self._next_expiry = now + self._ttl_seconds  # nothing stored from now on can expire earlier
+    def _suspects(self) -> list[BlobPath]:
+        """Blobs that have expired, or have no description, as it seems."""
+        now, paths = self._clock(), [path for path, _ in self._objects()]
+        next_expiry = now + self._ttl_seconds  # nothing stored from now on can expire earlier
+        sidecars = self._files.read_each([path.sidecar for path in paths], _MAX_SIDECAR_BYTES)
+        suspects = []
+        for path in paths:
+            blob = _described(path, sidecars.get(path.sidecar))
+            if blob is None or blob.expires_at <= now:
+                suspects.append(path)
+            else:
+                next_expiry = min(next_expiry, blob.expires_at)
+        self._next_expiry = next_expiry
+        return suspects
+
+    def _remove_expired(self, suspects: list[BlobPath]) -> list[StoredBlob]:
+        """Remove those of them that have expired indeed, and all remains, and count anew. Under the lock."""
+        now, expired = self._clock(), []
         for path in self._strays():
             self._files.remove(path)
-        for blob_path, size_bytes in self._objects():
-            blob = self._read_sidecar(blob_path)
-            if blob is None and not self._abandoned(blob_path.content):
-                used_bytes += size_bytes + OVERHEAD_BYTES
-            elif blob is None or blob.expires_at <= now:
+        for blob_path in suspects:
+            blob = self._read_sidecar(blob_path)  # it may have been renewed meanwhile
+            if blob.expires_at <= now if blob else self._abandoned(blob_path.content):
                 self._files.remove(blob_path.sidecar)
                 self._files.remove(blob_path.content)
                 expired += [] if blob is None else [blob]
-            else:
-                used_bytes += size_bytes + OVERHEAD_BYTES
-                self._next_expiry = min(self._next_expiry, blob.expires_at)
         for path, _ in list(self._files.listing(_INCOMING)):
             started_at = path.rpartition("/")[2].partition("-")[0]
             if started_at.isdigit() and now - int(started_at) > ABANDONED_SECONDS:
                 self._files.remove(path)
-        self._usage.set_bytes(used_bytes)
+        self._usage.set_bytes(self._recount())
         if expired:
             logger.info("%d blobs have expired and were removed", len(expired))
         return expired
@@ -321,13 +332,18 @@ class BlobStore:
 
     def _read_sidecar(self, path: BlobPath) -> StoredBlob | None:
         try:
-            data = self._files.read(path.sidecar, _MAX_SIDECAR_BYTES)
-            return StoredBlob.from_json(data, digest=path.digest, owner=path.owner)
+            return _described(path, self._files.read(path.sidecar, _MAX_SIDECAR_BYTES))
         except FileNotFoundError:
             return None
-        except ValueError as exc:
-            logger.warning("the description of a blob is damaged, so it counts as missing: %s: %s", path, exc)
-            return None
+
+
+def _described(path: BlobPath, sidecar: bytes | None) -> StoredBlob | None:
+    """What a description says; None if there is none, or a damaged one."""
+    try:
+        return None if sidecar is None else StoredBlob.from_json(sidecar, digest=path.digest, owner=path.owner)
+    except ValueError as exc:
+        logger.warning("the description of a blob is damaged, so it counts as missing: %s: %s", path, exc)
+        return None
 
 
 def _medium_of(file: BinaryIO) -> str:

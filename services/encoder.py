@@ -4,24 +4,22 @@ import asyncio
 import logging
 import time
 from collections.abc import Hashable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from ray import serve
 
 from fastervlm_video.cache import encode_tokens
 from fastervlm_video.config import Medium
 from fastervlm_video.errors import FasterVLMError, FingerprintMismatchError, UnavailableError, VideoNotFoundError
 from fastervlm_video.plan import ModelFacts
 from fastervlm_video.vision import EncodeJob, VisionEncoder, VisualTokens
+from services.frame_batches import FrameBatches
 from services.logs import join_replica_log
 from services.metrics import CacheReporter, EncoderMeter, WorkMeter
 from services.scaling import FRAMES, WorkInHand
 from services.settings import Settings
 from services.stages import DecodedVideo, EncodedTokens, EncodeOrder
 from services.stores import open_blob_store, open_service_cache
-from services.views import max_views
 
 __all__ = ["Encoder"]
 
@@ -72,10 +70,12 @@ class Encoder:
         self._meter, self._load = WorkMeter("encode"), EncoderMeter()
         self._in_hand = WorkInHand(FRAMES)
         self._max_batch_frames = settings.max_batch_frames
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tower")
-        most_frames = settings.max_num_frames * max_views(self._facts)
-        self._encode_together.set_max_batch_size(max(settings.max_batch_frames, most_frames))  # type: ignore[attr-defined]
-        self._encode_together.set_batch_wait_timeout_s(settings.encode_batch_wait_seconds)  # type: ignore[attr-defined]
+        self._batches = FrameBatches(
+            self._encode_by_tower,
+            max_frames=settings.max_batch_frames,
+            wait_seconds=settings.encode_batch_wait_seconds,
+        )
+        self._broken: str | None = None
 
     async def encode(self, video: DecodedVideo, order: EncodeOrder) -> EncodedTokens:
         """Encode and prune one video or picture, and put its tokens into the cache.
@@ -94,7 +94,7 @@ class Encoder:
         encoder.check(job)
         with self._in_hand.holding(job.frames.num_frames):
             with self._load.waiting(job.frames.num_frames):
-                encoded = await self._encode_together(job)
+                encoded = await self._batches.run(job, job.frames.num_frames)
             if isinstance(encoded, FasterVLMError):
                 raise encoded
             logger.info("encoded %s, kept %s", video.frames, encoded.tokens)
@@ -117,13 +117,18 @@ class Encoder:
             logger.warning("cannot tell whether the file is still there: %s", exc)
         return blob
 
-    @serve.batch(batch_size_fn=_count_frames)
-    async def _encode_together(self, jobs: list[EncodeJob]) -> list[_Encoded | FasterVLMError]:
-        self._load.together(_count_frames(jobs))
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encode_by_tower, jobs)
+    def check_health(self) -> None:
+        """Called by Serve now and then; an error makes it replace this replica.
+
+        Raises:
+            UnavailableError: the device has failed in a way that this process cannot recover from.
+        """
+        if self._broken is not None:
+            raise UnavailableError(f"the encoder's device is broken: {self._broken}")
 
     def _encode_by_tower(self, jobs: list[EncodeJob]) -> list[_Encoded | FasterVLMError]:
         """One tower after the other, each with all that is for it; results in the order of the jobs."""
+        self._load.together(_count_frames(jobs))
         results: dict[int, _Encoded | FasterVLMError] = {}
         for encoder in set(self._encoders.values()):
             places = [at for at, job in enumerate(jobs) if self._encoders[job.medium] is encoder]
@@ -140,6 +145,9 @@ class Encoder:
         try:
             tokens = encoder.encode(jobs, max_frames_per_forward=self._max_batch_frames)
         except (FasterVLMError, RuntimeError) as exc:  # torch's are RuntimeErrors, out of memory among them
+            if isinstance(exc, torch.AcceleratorError):
+                self._broken = str(exc)
+                return [UnavailableError("the encoder's device has failed; try again")] * len(jobs)
             if len(jobs) > 1:
                 logger.warning("encoding %d videos together failed, trying each alone: %s", len(jobs), exc)
                 return [result for job in jobs for result in self._encode(encoder, [job])]

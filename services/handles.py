@@ -114,6 +114,8 @@ def as_own_error(exc: BaseException) -> FasterVLMError:
         return exc
     if isinstance(exc, BackPressureError):
         return OverloadedError("a stage's queue is full; try again")
+    if isinstance(exc, RayServeException) and isinstance(exc.__cause__, RayError):
+        exc = exc.__cause__  # the stage before the called one died, and this one's argument with it
     if isinstance(exc, DeploymentUnavailableError) or (isinstance(exc, RayError) and not isinstance(exc, RayTaskError)):
         # Replicas, workers, nodes or objects that are lost: the next attempt finds others.
         return UnavailableError(f"a part of the service was lost ({type(exc).__name__}); try again")

@@ -157,7 +157,8 @@ async def _answer(request: Request, service: VideoService, reading: _Reading) ->
         begin=begin,
         on_complete=functools.partial(_count, service),
     )
-    events = within_deadline(service.answering.events(question), service.settings.request_timeout_seconds)
+    answering = service.answering.events(question, whole=not streamed)
+    events = within_deadline(answering, service.settings.request_timeout_seconds)
     if not streamed:
         return JSONResponse(dialect.whole(await collect_answer(events, builder)).model_dump())
     first = await anext(events)

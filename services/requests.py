@@ -37,6 +37,7 @@ __all__ = ["FileIntake", "read_ask", "read_chat"]
 
 _JSON = "application/json"
 _SMALL_JSON_SECONDS = 10.0
+_MOST_NAMES = 256
 _MULTIPART = "multipart/form-data"
 _FIELDS = {Medium.VIDEO: "video_url", Medium.IMAGE: "image_url"}
 _SHOWN = {Medium.VIDEO: "video", Medium.IMAGE: "picture"}
@@ -93,13 +94,26 @@ async def _read_json(request: Request, timeout_seconds: float) -> Any:
     try:
         async with asyncio.timeout(timeout_seconds):
             body = await request.body()
-        return await finish_in_thread(json.loads, body)
+        return await finish_in_thread(_parse_json, body)
     except TimeoutError as exc:
         raise DeadlineExceededError(f"the request body was not received within {timeout_seconds:g} s") from exc
     except ClientDisconnect as exc:
         raise InvalidRequestError("the connection was closed before the request body was complete") from exc
+    except InvalidRequestError:
+        raise
     except (ValueError, RecursionError) as exc:
         raise InvalidRequestError(f"the body is not valid JSON: {exc}") from exc
+
+
+def _parse_json(body: bytes) -> Any:
+    return json.loads(body, object_pairs_hook=_narrow_object)
+
+
+def _narrow_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse an object of very many names: checking them would make an error of each."""
+    if len(members) > _MOST_NAMES:
+        raise InvalidRequestError(f"an object of the JSON body has {len(members)} names; {_MOST_NAMES} are the most")
+    return dict(members)
 
 
 def _validated(kind: type[M], body: Any) -> M:

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _LOOPBACK = "127.0.0.1"
 _ANYWHERE = "0.0.0.0"  # noqa: S104 - where Ray shows its metrics
 _SIGNAL_POLL_SECONDS = 0.2
+_LEAVING_SECONDS = 5.0
 
 
 def _prepare_environment() -> None:
@@ -75,6 +76,13 @@ def _start_ray(settings: Settings, *, show_logs: bool) -> None:
         log_to_driver=show_logs,
         logging_level=level,
     )
+
+
+def _impatient(settings: Settings) -> Settings:
+    """Settings under which Ctrl-C on a private Ray waits a moment for requests, and not for minutes."""
+    if os.environ.get("RAY_ADDRESS") or settings.graceful_shutdown_seconds is not None:
+        return settings
+    return settings.model_copy(update={"graceful_shutdown_seconds": _LEAVING_SECONDS})
 
 
 def _custom_resources(settings: Settings) -> dict[str, float]:
@@ -162,7 +170,7 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
         )
         stack.callback(serve.delete, APP_NAME)  # other applications on a shared cluster are left alone
         try:
-            serve.run(build_app(settings), name=APP_NAME, route_prefix="/", logging_config=None)
+            serve.run(build_app(_impatient(settings)), name=APP_NAME, route_prefix="/", logging_config=None)
         except RuntimeError as exc:
             raise UnavailableError(_why_not_started(serve.status(), APP_NAME)) from exc
         host = _LOOPBACK if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104

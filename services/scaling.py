@@ -7,7 +7,8 @@ pure function of what it is given::
     replica: WorkInHand ── record_autoscaling_stats ──▶ controller ── AutoscalingContext ──▶ WorkPolicy ──▶ replicas
     caller's handle: requests that no replica has taken yet ──▶  │
 
-    replicas = (work in hand + requests waiting at handles x work of a usual request) / target for each replica
+    replicas = (work in hand + requests waiting at handles x work of a usual request) / target for each replica,
+               but no more than there are requests, for none is divided
 
 Serve applies what it has for all policies afterwards: bounds, delays, and that a stage without replicas gets one as
 soon as a request waits for it. The Api and the Decoder are scaled by Serve's own policy, by requests.
@@ -73,7 +74,8 @@ class WorkPolicy:
         """Replicas wanted, before bounds and delays, and the state that Serve keeps for the policy (none)."""
         if ctx.current_num_replicas == 0:
             return float(ctx.target_num_replicas), {}  # nobody can report; Serve has seen to those who wait
-        return self.work(ctx) / self._target, {}
+        wanted, requests = self.work(ctx) / self._target, ctx.total_num_requests
+        return (min(wanted, requests) if requests > 0 else wanted), {}  # handles may not have reported yet
 
     def work(self, ctx: AutoscalingContext) -> float:
         """Work in hand and on its way, each a mean over the look-back period."""

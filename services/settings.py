@@ -39,7 +39,7 @@ from fastervlm_video.config import (
     SamplingParams,
 )
 from fastervlm_video.errors import InvalidRequestError
-from services.tenants import ApiKey, Keyring, Tenant, parse_api_keys, read_api_keys
+from services.tenants import ApiKey, Keyring, Tenant, parse_api_keys
 from services.url_policy import UrlPolicy, parse_host_rule
 
 __all__ = ["STAGES", "Settings", "StageName", "StageSettings", "load_settings", "settings_table"]
@@ -48,6 +48,7 @@ ENV_PREFIX = "FASTERVLM_"
 _NESTED = "__"
 _LIMITS = MediaLimits()
 _GIB = 1024**3
+_ONGOING_REQUESTS = 16  # of a replica whose settings do not say
 _RAYS_OWN_RESOURCES = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
 
 StageName = Literal["api", "decoder", "encoder", "generator"]
@@ -120,7 +121,12 @@ class StageSettings(BaseModel):
 
     min_replicas: int = Field(default=1, ge=0, description="Fewest replicas; 0 lets an idle stage stop.")
     max_replicas: int = Field(default=1, ge=1, description="Most replicas.")
-    max_ongoing_requests: int = Field(default=16, ge=1, description="Requests one replica works on at a time.")
+    max_ongoing_requests: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests one replica works on at a time; others wait, or go to another one. Unset: 16; for the "
+        "generator, twice `FASTERVLM_GENERATOR_MAX_BATCH_SIZE`.",
+    )
     upscale_delay_seconds: float = Field(
         default=30.0, ge=0, description="How long there must be too much to do before replicas are added."
     )
@@ -223,7 +229,7 @@ class Settings(BaseSettings):
         "separated by commas. Neither these nor a file: no key is asked for.",
     )
     api_keys_file: Path | None = Field(
-        default=None, description="File with more of them, one per line, read when an Api replica starts."
+        default=None, description="File with more of them, one per line; changes are taken over within seconds."
     )
 
     redis_url: Annotated[str | None, AfterValidator(_shared_redis)] = Field(
@@ -280,6 +286,12 @@ class Settings(BaseSettings):
         default=120.0, gt=0, description="Time limit for an answer, once the file is there."
     )
 
+    graceful_shutdown_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        description="How long a replica that is taken away may finish what it has begun; unset: as long as that may "
+        "take, or 5 s where the service has a Ray of its own.",
+    )
     max_in_flight_requests: int = Field(
         default=64, ge=1, description="Requests one Api replica has under way; more are answered 429."
     )
@@ -347,7 +359,7 @@ class Settings(BaseSettings):
     api: StageSettings = StageSettings(max_replicas=2, max_ongoing_requests=128, num_cpus=0.1)
     decoder: StageSettings = StageSettings(max_replicas=2, max_ongoing_requests=2)
     encoder: StageSettings = StageSettings(max_ongoing_requests=64)
-    generator: StageSettings = StageSettings(max_ongoing_requests=72)
+    generator: StageSettings = StageSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -357,6 +369,18 @@ class Settings(BaseSettings):
         _ordered(self, "decode_timeout_seconds", "request_timeout_seconds")
         _ordered(self, "max_upload_bytes", "blob_quota_bytes")
         return self
+
+    def most_ongoing_requests(self, name: StageName) -> int:
+        """What one replica of a stage works on at a time.
+
+        A Generator is not given more than its engine would take, and by default as much as keeps the next batch
+        waiting while one runs: what a replica has been given does not go to another one that has nothing to do.
+        """
+        given = self.stage(name).max_ongoing_requests
+        if name != "generator":
+            return given or _ONGOING_REQUESTS
+        most = self.generator_max_batch_size + self.generator_max_queue
+        return min(given or 2 * self.generator_max_batch_size, most)
 
     def stage(self, name: StageName) -> StageSettings:
         """One stage's settings by its name."""
@@ -374,8 +398,7 @@ class Settings(BaseSettings):
         Raises:
             InvalidRequestError: the file cannot be used, or a key stands for two tenants.
         """
-        more = read_api_keys(self.api_keys_file) if self.api_keys_file is not None else ()
-        return Keyring((*self.api_keys, *more), self.salt)
+        return Keyring(self.api_keys, self.salt, file=self.api_keys_file)
 
     def tenant(self, name: str) -> Tenant:
         """A tenant by its name."""

@@ -1,4 +1,4 @@
-"""Who asks: API keys, the tenants they stand for, and what keeps tenants apart. Pure, but for reading a file.
+"""Who asks: API keys, the tenants they stand for, and what keeps tenants apart. Pure, but for a file that is read.
 
 A key is known here by its SHA-256 only. A tenant has its own salt, which is in every cache key (so that nothing
 of a video is shared between tenants, not even the knowledge of it), and its own folder in the blob store.
@@ -6,7 +6,9 @@ of a video is shared between tenants, not even the knowledge of it), and its own
 
 import hashlib
 import hmac
+import logging
 import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from pathlib import Path
 from fastervlm_video.errors import AuthenticationError, InvalidRequestError
 
 __all__ = ["ANONYMOUS", "TENANT_NAME", "ApiKey", "Keyring", "Tenant", "parse_api_keys", "read_api_keys"]
+
+logger = logging.getLogger(__name__)
 
 ANONYMOUS = ""
 """Name of the only tenant of a service without API keys."""
@@ -24,6 +28,7 @@ TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _KEY = re.compile(r"[!-~]{16,512}")
 _DIGEST_PREFIX = "sha256:"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_LOOK_EVERY_SECONDS = 2.0
 _SALT_DOMAIN = b"fastervlm-video/tenant-salt"
 
 
@@ -119,20 +124,49 @@ def read_api_keys(path: Path) -> tuple[ApiKey, ...]:
     return keys
 
 
+def _version(path: Path | None) -> tuple[int, ...] | None:
+    """Another one after any change of a file, or of what a link leads to; None if there is no file."""
+    try:
+        found = path.stat() if path else None
+    except OSError:  # reading it says what is wrong
+        return None
+    return (found.st_ino, found.st_size, found.st_mtime_ns) if found else None
+
+
 class Keyring:
     """Knows which key is whose.
 
     Args:
-        keys: none at all lets everybody in, as the anonymous tenant.
+        keys: none at all, and no file, lets everybody in, as the anonymous tenant.
         service_salt: mixed into each tenant's.
+        file: with more keys. It is read now, and again within seconds of any change; one that cannot be used any more
+            is logged and changes nothing.
 
     Raises:
-        InvalidRequestError: a key stands for two tenants.
+        InvalidRequestError: a key stands for two tenants, or the file cannot be used.
     """
 
-    def __init__(self, keys: Sequence[ApiKey], service_salt: bytes) -> None:
-        self._keys = _distinct(keys)
-        self._service_salt = service_salt
+    def __init__(self, keys: Sequence[ApiKey], service_salt: bytes, *, file: Path | None = None) -> None:
+        self._fixed, self._file, self._service_salt = tuple(keys), file, service_salt
+        self._seen, self._next_look = _version(file), time.monotonic() + _LOOK_EVERY_SECONDS
+        self._keys = self._read()
+
+    def _read(self) -> tuple[ApiKey, ...]:
+        return _distinct((*self._fixed, *(read_api_keys(self._file) if self._file else ())))
+
+    def _refresh(self) -> None:
+        """Take over what has changed in the file since somebody looked."""
+        if self._file is None or time.monotonic() < self._next_look:
+            return
+        self._next_look, version = time.monotonic() + _LOOK_EVERY_SECONDS, _version(self._file)
+        if version == self._seen:
+            return
+        self._seen = version
+        try:
+            self._keys = self._read()
+            logger.info("took over %d API keys from %s, which has changed", len(self._keys), self._file)
+        except InvalidRequestError as exc:
+            logger.error("the API keys stay as they were: %s", exc)
 
     def tenant(self, key: str | None) -> Tenant:
         """Whose key this is. Takes as long for a wrong key as for a right one.
@@ -143,6 +177,7 @@ class Keyring:
         Raises:
             AuthenticationError: a key is needed, and this is none of ours.
         """
+        self._refresh()
         if not self._keys:
             return Tenant.of(ANONYMOUS, self._service_salt)
         if not key:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,23 @@ collect_ignore = [] if os.environ.get("CLUSTER_TESTS") else ["cluster"]
 # A shell starts background jobs with SIGINT ignored, which every process that a test starts would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_INTEGRATION = Path(__file__).with_name("integration")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where tests run side by side, each process computes with one thread."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of a module share what it sets up, and all integration tests a running service: each in one process."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            of_service = item.path.is_relative_to(_INTEGRATION)
+            item.add_marker(pytest.mark.xdist_group("integration" if of_service else str(item.path)))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 redis-py's time limit is for one ``recv``: a server that sends a byte now and then holds its caller
 for ever, and one that announces a huge value fills memory. Here the limit is for a whole exchange, and
-so is one on the bytes of its answer.
+so is one on the bytes of its answer. An exchange of many bytes has more time, by what a slow network needs for them.
 """
 
 import socket
@@ -30,6 +30,9 @@ from fastervlm_video.errors import InvalidRequestError
 __all__ = ["BoundedSocket", "connect_client", "public_url"]
 
 
+_LEAST_BYTES_PER_SECOND = 16 * 1024**2
+
+
 class BoundedSocket:
     """A connected socket whose exchanges (one request, sent in parts, and its answer) end in time.
 
@@ -38,7 +41,7 @@ class BoundedSocket:
 
     Args:
         sock: connected.
-        timeout_seconds: for an exchange.
+        timeout_seconds: for an exchange, and a second more for every 16 MiB that it has moved.
         limit_bytes: for its answer.
     """
 
@@ -53,6 +56,9 @@ class BoundedSocket:
         self._received_bytes = 0
         self._deadline = time.monotonic() + self._timeout_seconds
 
+    def _allow_for(self, count: int) -> None:
+        self._deadline += count / _LEAST_BYTES_PER_SECOND
+
     def _arm(self) -> None:
         remaining = self._deadline - time.monotonic()
         if remaining <= 0:
@@ -63,6 +69,7 @@ class BoundedSocket:
         """Send all of it, as a part of an exchange."""
         if self._answering:
             self._begin()
+        self._allow_for(len(data))
         self._arm()
         with _drops_noticed():
             self._sock.sendall(data)
@@ -99,6 +106,7 @@ class BoundedSocket:
     def _received(self, count: int) -> None:
         if count == 0:
             raise DroppedConnectionError("the connection was closed by the other side")
+        self._allow_for(count)
         self._received_bytes += count
         if self._received_bytes > self.limit_bytes:
             raise ReplyTooLargeError(f"an answer of more than {self.limit_bytes} bytes")

@@ -18,10 +18,12 @@ class CachedPages:
 
     Args:
         allocator: of a model whose layers all attend fully, so that there is one for all layers.
+        private_from: ids from here on stand for what is somebody's own. A beginning without any of them is not shared:
+            that it is there already would tell one client what another one has written.
     """
 
-    def __init__(self, allocator: Any) -> None:
-        self._allocator = allocator
+    def __init__(self, allocator: Any, private_from: int = 0) -> None:
+        self._allocator, self._private_from = allocator, private_from
         self._ledger = allocator.ledger
         self._page_tokens: int = allocator.tokens_per_page
         self._stride = allocator.block_physical_stride // self._page_tokens  # from one page to the next of its layer
@@ -59,11 +61,17 @@ class CachedPages:
 
     def shared_tokens(self, prompt_ids: list[int]) -> int:
         """Tokens at a prompt's beginning whose pages are there."""
-        return len(self._allocator.match_prefix_blocks(prompt_ids)) * self._page_tokens
+        return len(self.match(prompt_ids)) * self._page_tokens
+
+    def match(self, prompt_ids: list[int]) -> list[int]:
+        """The pages of a prompt's beginning that are there; stands in for the allocator's ``match_prefix_blocks``."""
+        matched: list[int] = type(self._allocator).match_prefix_blocks(self._allocator, prompt_ids)
+        beginning = prompt_ids[: len(matched) * self._page_tokens]
+        return matched if any(token >= self._private_from for token in beginning) else []
 
     def make_room(self, request_id: str, prompt_ids: list[int], max_tokens: int) -> None:
         """Give up idle pages, the oldest first, until all requests could have all that they may need."""
-        matched = self._allocator.match_prefix_blocks(prompt_ids)
+        matched = self.match(prompt_ids)
         idle = self._ledger.cached_blocks
         for page in reversed(matched):  # these shall not be the ones to go, and if they must, the prompt's end first
             if page in idle:

@@ -8,6 +8,7 @@ lacks for serving strangers (as of 5.23):
 * tokens handed over on its thread, as they come, with the count of prompt tokens that were shared;
 * one way of choosing tokens that is the caller's: per row, with the row's own randomness;
 * attention that reads whole pages, so that nothing is listed token by token (``StepPlan``);
+* prefixes that end before a video's tokens are not shared: they may be another client's words;
 * a cache of prefixes that gives up what is oldest first, and of that the end first, where the original gives up all;
 * a thread that does not keep the process alive, says so when it ends, for whatever reason, and leaves no memory behind.
 
@@ -49,12 +50,14 @@ class BatcherLimits:
         pages: of the cache.
         batch_tokens: most tokens in one forward pass; longer prompts are computed in several.
         batch_size: most requests in one forward pass.
+        private_from: prefixes are shared from the first token on whose id is at least this.
     """
 
     page_tokens: int
     pages: int
     batch_tokens: int
     batch_size: int
+    private_from: int = 0
 
 
 class BatcherListener(Protocol):
@@ -175,7 +178,7 @@ class _Manager(ContinuousBatchingManager):
         processor: Any = self._create_batch_processor()  # the thread takes it from here; sizes that do not fit raise
         self.batch_processor = processor
         # All layers attend fully, so there is one allocator. It is dropped with the processor.
-        self.pages: CachedPages | None = CachedPages(processor.cache.layer_to_allocator[0])
+        self.pages: CachedPages | None = CachedPages(processor.cache.layer_to_allocator[0], limits.private_from)
         self._make_additions(processor)
 
     def _make_additions(self, processor: Any) -> None:
@@ -186,6 +189,7 @@ class _Manager(ContinuousBatchingManager):
         processor.cache.evict_cached_blocks = lambda: pages.evict(-(-pages.idle // _EVICTED_SHARE))
         processor.cache.extend_read_and_write_indices = self._list_writes
         processor.cache.layer_to_allocator[0].free_blocks = pages.release
+        processor.cache.layer_to_allocator[0].match_prefix_blocks = pages.match
         processor.cache.max_tokens_read = sys.maxsize  # it bounds a list of single tokens that is not made here
         processor.model_runner._sample = self._sample
         processor.inputs_and_outputs.compute_stream = None  # visual tokens are written on the thread's own stream

@@ -67,7 +67,10 @@ class PagedEngine:
         self._turns = Turns(
             half, self._waiting, table, pages=pages, max_batch_size=limits.max_batch_size, on_end=self._on_end
         )
-        sizes = BatcherLimits(PAGE_TOKENS, pages, limits.max_batch_tokens, limits.max_batch_size)
+        # Visual ids belong to a token set, and that to a tenant; text before them may be anybody's.
+        sizes = BatcherLimits(
+            PAGE_TOKENS, pages, limits.max_batch_tokens, limits.max_batch_size, private_from=embedding.first_id
+        )
         self._batcher = ContinuousBatcher(model, sizes, self._turns, self._end_ids)
         self._turns.batcher = self._batcher
         self._batcher.start()

@@ -3,8 +3,9 @@
 import itertools
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -161,6 +162,30 @@ def test_what_is_announced_too_large_is_not_waited_for() -> None:
 def test_an_end_in_the_middle_is_a_dropped_connection(data: bytes) -> None:
     with answering([data] if data else []) as parser, pytest.raises(DroppedConnectionError, match="closed"):
         parser.read_response()
+
+
+@pytest.mark.parametrize(("piece_bytes", "arrives"), [(4 * 1024**2, True), (1024, False)])
+def test_a_large_answer_has_the_time_that_its_bytes_take(piece_bytes: int, arrives: bool) -> None:
+    """0.2 s for the exchange, of which the answer takes more, in eight pieces; small ones are no reason to wait."""
+    ours, theirs = socket.socketpair()
+    value = b"x" * (8 * piece_bytes)
+
+    def talk() -> None:
+        with theirs, suppress(OSError):
+            theirs.sendall(b"$%d\r\n" % len(value))
+            for at in range(0, len(value), piece_bytes):
+                time.sleep(0.05)
+                theirs.sendall(value[at : at + piece_bytes])
+            theirs.sendall(b"\r\n")
+
+    speaker = threading.Thread(target=talk)
+    speaker.start()
+    parser = ReplyParser(socket_read_size=1)
+    parser.on_connect(Connected(BoundedSocket(ours, 0.2, 64 * 1024**2)))
+    with nullcontext() if arrives else pytest.raises(TimeoutError):
+        assert len(parser.read_response()) == len(value)
+    ours.close()
+    speaker.join()
 
 
 def test_an_idle_connection_says_whether_it_is_of_use() -> None:

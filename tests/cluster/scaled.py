@@ -37,7 +37,7 @@ def quick_settings(runtime_dir: Path, **overrides: Any) -> Settings:
         "api": {"max_replicas": 1, "max_ongoing_requests": 128, "num_cpus": 0.05},
         "decoder": {"min_replicas": 0, "max_replicas": 1, "max_ongoing_requests": 2, **quick},
         "encoder": {"min_replicas": 0, "max_replicas": 2, "max_ongoing_requests": 64, **quick},
-        "generator": {"min_replicas": 1, "max_replicas": 2, "max_ongoing_requests": 72, **quick},
+        "generator": {"min_replicas": 1, "max_replicas": 2, **quick},
     }
     return load_settings(**(values | overrides))
 

@@ -1,6 +1,7 @@
 """Parts that die while the service runs."""
 
 import concurrent.futures
+import itertools
 import os
 import signal
 import time
@@ -42,6 +43,54 @@ def test_a_killed_replica_costs_time_but_no_request(service: Service, stage: str
     assert response.json()["answer"]
 
 
+def _actor(stage: str) -> Any:
+    """The only replica of a stage."""
+    (name,) = [
+        actor["name"]
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if f"fastervlm-video#{stage}#" in actor["name"] and actor["namespace"] == "serve"
+    ]
+    return ray.get_actor(name, namespace="serve")
+
+
+def _hang_in_the_middle(replica: Any, marker: Path) -> None:
+    """Runs in the replica's process: it stops working after it has begun, and leaves a sign when that is so."""
+    stage = replica._replica_impl._user_callable_wrapper._callable
+    passes = itertools.count()
+
+    def hang(*_: object, **__: object) -> None:
+        if next(passes) >= 3 or not hasattr(stage, "_engine"):  # a Generator has then handed out tokens
+            marker.touch()
+            time.sleep(10 * TIMEOUT_SECONDS)
+
+    if hasattr(stage, "_engine"):
+        stage._engine._model.register_forward_pre_hook(hang)
+    elif hasattr(stage, "_encoders"):
+        for encoder in stage._encoders.values():
+            encoder.tower.embeddings.register_forward_pre_hook(hang)
+    else:
+        stage._sandbox.decode = hang
+
+
+@pytest.mark.parametrize("stage", ["Decoder", "Encoder", "Generator"])
+def test_a_replica_that_is_lost_in_the_middle_of_its_work_costs_no_request(
+    service: Service, tmp_path: Path, stage: str
+) -> None:
+    file_id, marker = service.upload(service.new_video()), tmp_path / "hangs"
+    (victim,) = [p for p in _replicas(stage) if _descends_from_us(p)]
+    ray.get(_actor(stage).__ray_call__.remote(_hang_in_the_middle, marker))
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(service.ask, file_id=file_id) for _ in range(3)]
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not marker.exists():
+            assert time.monotonic() < deadline, f"the {stage} was not asked"
+            time.sleep(0.05)
+        victim.kill()
+        answers = [call.result() for call in calls]
+    assert [answer.status_code for answer in answers] == [200] * 3, [answer.text for answer in answers]
+    assert len({answer.json()["answer"] for answer in answers}) == 1
+
+
 def _break_engine(replica: Any) -> None:
     """Runs in the Generator's process: the next forward pass of its engine raises, which ends the engine's thread."""
 
@@ -56,13 +105,7 @@ def test_a_broken_engine_is_replaced_and_its_requests_are_told(service: Service)
     file_id = service.upload(service.new_video())
     before = service.answer(file_id=file_id)["answer"]
     (victim,) = [p for p in _replicas("Generator") if _descends_from_us(p)]
-    (name,) = [
-        actor["name"]
-        for actor in ray.util.list_named_actors(all_namespaces=True)
-        if "#Generator#" in actor["name"] and actor["namespace"] == "serve"
-    ]
-    actor: Any = ray.get_actor(name, namespace="serve")
-    ray.get(actor.__ray_call__.remote(_break_engine))
+    ray.get(_actor("Generator").__ray_call__.remote(_break_engine))
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         held = [call.result() for call in [pool.submit(service.ask, file_id=file_id) for _ in range(6)]]
     for response in held:  # tried again, and refused with the reason if no other replica came in time

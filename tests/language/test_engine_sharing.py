@@ -133,12 +133,19 @@ def test_the_same_video_at_two_budgets_is_two_token_sets(
             assert generate(engine, request).token_ids == oracle.answer(request)
 
 
-def test_text_without_a_video_shares_its_beginning(endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast) -> None:
-    request = make_question(endless, video=1, question=1, num_visual=0, num_after=40)
+def test_text_alone_is_not_shared_for_it_may_be_somebody_elses(
+    endless: LanguageHalf, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Long instructions before the video: only who asks about the same video learns that they are there."""
+    oracle = Oracle(endless)
     with PagedEngine(endless, tokenizer) as engine:
-        results = [generate(engine, request) for _ in range(2)]
-    assert [result.usage.cached_tokens for result in results] == [0, 32]
-    assert results[0].token_ids == results[1].token_ids == Oracle(endless).answer(request)
+        for question, (video, cached) in enumerate([(1, 0), (2, 0), (1, 80), (2, 80)]):
+            request = make_question(endless, video=video, question=question, num_before=48)
+            answer = generate(engine, request)
+            assert answer.usage.cached_tokens == cached
+            assert answer.token_ids == oracle.answer(request)
+        only_text = make_question(endless, video=1, question=1, num_visual=0, num_after=40)
+        assert [generate(engine, only_text).usage.cached_tokens for _ in range(2)] == [0, 0]
 
 
 FRAMES = tuple((position, (33, 40 + position)) for position in (10, 20, 30))

@@ -115,6 +115,7 @@ def make_question(
     question: int,
     num_visual: int = 40,
     num_after: int = 9,
+    num_before: int = 3,
     max_tokens: int = 8,
     identity: str | None = "",
     inserts: Inserts = (),
@@ -127,7 +128,9 @@ def make_question(
     after = torch.randint(len(SPECIAL), vocabulary, (num_after,), generator=torch.Generator().manual_seed(question))
     return GenerationRequest(
         request_id=f"toy-{next(_names)}",
-        prompt=Prompt((1, 9, 17), num_visual, tuple(after.tolist()), inserts),
+        prompt=Prompt(
+            (1, 9, 17, *(10 + at % 7 for at in range(num_before - 3))), num_visual, tuple(after.tolist()), inserts
+        ),
         visual=visual,
         sampling=SamplingParams(max_tokens),
         cache_identity=f"video {video}" if identity == "" else identity,

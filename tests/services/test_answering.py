@@ -7,7 +7,7 @@ from typing import Any, Self, cast
 
 import pytest
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, RayServeException
 
 from fastervlm_video.cache import MemoryStore, TokenCache, encode_tokens
 from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
@@ -218,6 +218,16 @@ async def test_nothing_is_repeated_once_something_was_handed_out(
     assert stages.streams[0].cancelled
 
 
+async def test_an_answer_wanted_whole_is_begun_anew_when_it_breaks_off(
+    facts: ModelFacts, cache: TokenCache, question: Question
+) -> None:
+    stages = ScriptedStages([READY, AnswerText("half an"), ActorDiedError()], ANSWER)
+    events = _answering(facts, cache, stages).events(question, whole=True)
+    assert [event async for event in events] == [VideoReady(READY, "miss"), AnswerText("hi"), DONE]
+    assert stages.streams[0].cancelled
+    assert len(stages.calls) == 2
+
+
 async def test_questions_that_come_together_share_one_encoding(
     facts: ModelFacts, cache: TokenCache, question: Question
 ) -> None:
@@ -260,11 +270,20 @@ async def test_leaving_in_the_middle_cancels_the_generator(
     assert stages.streams[0].cancelled
 
 
+def _lost_argument() -> RayServeException:
+    """As Serve's router says that the replica died whose result the called stage was to be given."""
+    error = RayServeException("an upstream actor died")
+    error.__cause__ = ActorDiedError()
+    return error
+
+
 def test_failures_in_our_own_terms() -> None:
     cause = CorruptMediaError("bad bytes")
     remote: Any = RayTaskError
     wrapped = remote("decode", "Traceback …", cause).as_instanceof_cause()
     assert as_own_error(remote("encode", "…", wrapped)) is cause
     assert isinstance(as_own_error(ActorDiedError()), UnavailableError)
+    assert isinstance(as_own_error(_lost_argument()), UnavailableError)
+    assert type(as_own_error(RayServeException("something else"))) is FasterVLMError
     assert isinstance(as_own_error(BackPressureError(num_queued_requests=1, max_queued_requests=1)), OverloadedError)
     assert type(as_own_error(ZeroDivisionError("x"))) is FasterVLMError

@@ -260,6 +260,11 @@ async def test_an_error_in_the_middle_is_the_last_event(error: Exception, code: 
     assert source.closed
 
 
+async def test_an_error_after_the_end_is_none_of_the_clients_business() -> None:
+    events = await streamed(Source(READY, AnswerText("a red"), DONE, error=ZeroDivisionError("late")))
+    assert [name for name, _ in events] == ["video", "delta", "done"]
+
+
 class Server:
     """Streams an answer; begins only after the client has left if told so."""
 

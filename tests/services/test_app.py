@@ -68,12 +68,32 @@ def test_each_stage_takes_its_own_settings(name: StageName) -> None:
     stages = stages_of(settings)
     for other, title in NAMES.items():
         deployment, stage = stages[title], settings.stage(other)
-        assert deployment.max_ongoing_requests == (30 if other == name else stage.max_ongoing_requests)
+        assert deployment.max_ongoing_requests == (30 if other == name else settings.most_ongoing_requests(other))
         assert resources(deployment)["num_cpus"] == (1.5 if other == name else stage.num_cpus)
         assert resources(deployment)["num_gpus"] == (0.25 if other == name else 0)
         between = scaling(deployment).min_replicas, scaling(deployment).max_replicas
         assert between == ((2, 5) if other == name else (1, stage.max_replicas))
-        assert scaling(deployment).target_ongoing_requests == deployment.max_ongoing_requests / 2
+        taken = deployment.max_ongoing_requests
+        if other == "api":  # which refuses more questions than this
+            taken = min(taken, settings.max_in_flight_requests)
+        assert scaling(deployment).target_ongoing_requests == taken / 2
+
+
+@pytest.mark.parametrize("max_in_flight", [8, 64, 500])
+def test_an_api_that_is_about_to_refuse_gets_company(max_in_flight: int) -> None:
+    api = stages_of(load_settings(max_in_flight_requests=max_in_flight))["Api"]
+    takes = min(max_in_flight, api.max_ongoing_requests)
+    assert 0.9 * takes / scaling(api).get_target_ongoing_requests() > 1
+
+
+def grace_seconds(settings: Settings) -> dict[str, float]:
+    return {name: stage._deployment_config.graceful_shutdown_timeout_s for name, stage in stages_of(settings).items()}
+
+
+def test_a_replica_that_goes_has_time_for_the_longest_answer() -> None:
+    found = grace_seconds(load_settings(request_timeout_seconds=77, upload_timeout_seconds=100))
+    assert found == {"Api": 177, "Decoder": 77, "Encoder": 77, "Generator": 77}
+    assert set(grace_seconds(load_settings(graceful_shutdown_seconds=3)).values()) == {3}
 
 
 def test_a_stage_may_ask_for_machines_of_a_kind() -> None:

@@ -192,6 +192,35 @@ def test_expired_blobs_are_gone_and_swept(store: BlobStore, url: str, clock: Clo
     assert store.used_bytes() == len(b"renewedyoung") + 2 * OVERHEAD_BYTES
 
 
+def test_a_sweep_does_not_hold_up_uploads_and_spares_what_is_renewed_meanwhile(
+    store: BlobStore, url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, renewed = put(store, b"old"), put(store, b"renewed")
+    clock.now += TTL + 1
+    read_each = store._files.read_each
+
+    def read_and_be_overtaken(paths: list[str], limit_bytes: int) -> dict[str, bytes]:
+        found = read_each(paths, limit_bytes)
+        upload = threading.Thread(target=put, args=(store, b"renewed"), daemon=True)
+        upload.start()
+        upload.join(30)
+        assert not upload.is_alive(), "the upload waits for the sweep"
+        return found
+
+    monkeypatch.setattr(store._files, "read_each", read_and_be_overtaken)
+    assert [blob.digest for blob in store.sweep()] == [old.digest]
+    assert digests(url) == [renewed.digest]
+    assert store.used_bytes() == len(b"renewed") + OVERHEAD_BYTES
+
+
+def test_what_expired_and_made_room_is_reported_by_the_next_sweep(store: BlobStore, clock: Clock) -> None:
+    old = put(store, b"x" * (QUOTA - 2 * OVERHEAD_BYTES))
+    clock.now += TTL + 1
+    put(store, b"y" * (QUOTA - 2 * OVERHEAD_BYTES))
+    assert [blob.digest for blob in store.sweep()] == [old.digest]
+    assert store.sweep() == []
+
+
 def test_every_owner_has_a_copy_and_sees_no_other(store: BlobStore, url: str) -> None:
     owners = ("", "acme", "beta", "ab", "objects")
     for owner in owners:

@@ -259,6 +259,13 @@ def test_json_must_name_one_file(url: str, body: dict[str, str], got: str) -> No
     assert detail["message"].endswith(f"got {got}")
 
 
+def test_an_object_of_very_many_names_is_refused_before_any_of_them_is_looked_at(url: str) -> None:
+    names = {f"unknown{at}": 0 for at in range(300)}
+    for body in (names, {"question": "q", "file_id": names}):
+        error = error_of(httpx.post(url, json=body), 400)
+        assert error["message"] == "an object of the JSON body has 300 names; 256 are the most"
+
+
 def test_a_form_must_name_one_file(url: str) -> None:
     both = httpx.post(url, data={"question": "q", "file_id": "x"}, files={"file": ("a", b"v")})
     assert "got file and file_id" in error_of(both, 400)["message"]

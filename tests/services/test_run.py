@@ -7,7 +7,8 @@ import pytest
 from ray.serve.schema import ApplicationStatus, ServeStatus
 
 from fastervlm_video.errors import InvalidRequestError
-from services.run import _check_port_is_free, _why_not_started
+from services.run import _check_port_is_free, _impatient, _why_not_started
+from services.settings import load_settings
 from tests.services.test_readiness import APP, RUNNING, serving, stage
 
 TRACEBACK = """The deployment failed to start 3 times in a row. This may be due to a problem with its constructor.
@@ -32,6 +33,14 @@ def test_the_error_is_found_in_the_traceback() -> None:
 def test_a_message_without_a_traceback_is_passed_on() -> None:
     assert _why_not_started(_status("UNHEALTHY", "no GPU "), APP) == "the service did not start: Generator: no GPU"
     assert _why_not_started(_status("HEALTHY", ""), APP) == "the service did not start: see the log"
+
+
+def test_ctrl_c_waits_a_moment_only_where_nobody_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert _impatient(load_settings()).graceful_shutdown_seconds == 5
+    assert _impatient(load_settings(graceful_shutdown_seconds=60)).graceful_shutdown_seconds == 60
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert _impatient(load_settings()).graceful_shutdown_seconds is None
 
 
 def test_a_port_in_use_is_refused_before_anything_starts() -> None:

@@ -123,12 +123,22 @@ def test_replicas_follow_the_work_up_and_down(made: tuple[Make, float]) -> None:
 
 def test_many_small_requests_are_no_more_work_than_few_large_ones(made: tuple[Make, float]) -> None:
     make, each = made
-    for running in (1, 60):
+    for running in (2, 60):
         stage = make()
         stage.runs(1)
         stage.handle(waiting=0, running=running)
         stage.report(1.5 * each)
         assert stage.decide() == 2
+
+
+def test_a_request_is_not_divided_among_replicas(made: tuple[Make, float]) -> None:
+    make, each = made
+    for waiting, wanted in ((0, 2), (1, 3)):
+        stage = make()
+        stage.runs(1)
+        stage.handle(waiting=waiting, running=2)
+        stage.report(20 * each)
+        assert stage.decide() == wanted
 
 
 def test_bounds_hold(made: tuple[Make, float]) -> None:

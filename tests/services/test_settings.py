@@ -3,6 +3,7 @@ import pickle
 import re
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -68,12 +69,31 @@ def test_what_is_chosen_about_an_architecture(monkeypatch: pytest.MonkeyPatch) -
 
 def test_one_variable_of_a_stage_leaves_its_other_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     default = load_settings()
-    monkeypatch.setenv("FASTERVLM_GENERATOR__MAX_REPLICAS", "4")
+    monkeypatch.setenv("FASTERVLM_ENCODER__MAX_REPLICAS", "4")
     settings = load_settings()
-    assert settings.generator.max_replicas == 4
-    assert settings.generator.max_ongoing_requests == default.generator.max_ongoing_requests
-    assert settings.generator.max_ongoing_requests != StageSettings().max_ongoing_requests
-    assert settings.stage("generator") is settings.generator
+    assert settings.encoder.max_replicas == 4
+    assert settings.encoder.max_ongoing_requests == default.encoder.max_ongoing_requests
+    assert settings.encoder.max_ongoing_requests != StageSettings().max_ongoing_requests
+    assert settings.stage("encoder") is settings.encoder
+
+
+@pytest.mark.parametrize(
+    ("given", "most"),
+    [
+        ({}, 16),  # another batch waits while one runs
+        ({"generator_max_batch_size": 32}, 64),
+        ({"generator_max_queue": 3}, 11),  # what the engine would refuse is not sent to it
+        ({"generator": StageSettings(max_ongoing_requests=5)}, 5),
+        ({"generator": StageSettings(max_ongoing_requests=500)}, 72),
+    ],
+)
+def test_a_generator_is_given_what_it_can_take(given: dict[str, Any], most: int) -> None:
+    assert load_settings(**given).most_ongoing_requests("generator") == most
+
+
+def test_a_stage_whose_settings_do_not_say_takes_sixteen() -> None:
+    assert load_settings(encoder=StageSettings()).most_ongoing_requests("encoder") == 16
+    assert load_settings().most_ongoing_requests("encoder") == 64
 
 
 def test_custom_resources_of_a_stage_are_json(monkeypatch: pytest.MonkeyPatch) -> None:

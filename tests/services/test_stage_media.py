@@ -36,10 +36,7 @@ from tests.checkpoints import random_frames, save_random_checkpoint, save_random
 from tests.integration.external_redis import RedisProcess
 from tests.services.kit import lone_encoder, picture_bytes
 
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="session"),  # a batch queue belongs to the loop of its replica
-    pytest.mark.usefixtures("logs_as_they_were"),
-]
+pytestmark = pytest.mark.usefixtures("logs_as_they_were")
 
 QUESTION = "What is it?"
 SAMPLING, PARAMS = FrameSampling(3), SamplingParams(max_tokens=5)

@@ -48,10 +48,7 @@ from services.stages import (
 from services.stores import open_blob_store, open_service_cache
 from tests.services.kit import lone_encoder
 
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="session"),  # a batch queue belongs to the loop of its replica
-    pytest.mark.usefixtures("logs_as_they_were"),
-]
+pytestmark = pytest.mark.usefixtures("logs_as_they_were")
 
 SAMPLING = FrameSampling(4)
 ASKED = (Message("user", "What is it?"),)
@@ -219,6 +216,30 @@ async def test_videos_are_encoded_together_and_one_bad_order_fails_alone(
     counts = [decode_tokens(r.blob).counts[0] for r in results[:-1] if isinstance(r, EncodedTokens)]
     assert counts == [1, 4, 9, 64]
     assert (sum(passes), max(passes)) == (16, 8)
+
+
+async def test_a_device_that_has_failed_for_good_is_reported_to_serve(
+    decoder: Decoder, encoder: Encoder, facts: ModelFacts, digest: str
+) -> None:
+    decoded, (encode, _) = await _decode(decoder, facts, digest), _orders(facts, digest, 13)
+    passes = 0
+
+    def fail(*_args: object) -> None:
+        nonlocal passes
+        passes += 1
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    encoder.check_health()
+    hook = encoder._encoders[Medium.VIDEO].tower.embeddings.register_forward_hook(fail)
+    try:
+        results = await asyncio.gather(*(encoder.encode(decoded, encode) for _ in range(2)), return_exceptions=True)
+        assert [type(result) for result in results] == [UnavailableError, UnavailableError]
+        assert passes == 1  # neither is tried alone
+        with pytest.raises(UnavailableError, match="illegal memory access"):
+            encoder.check_health()
+    finally:
+        hook.remove()
+        encoder._broken = None
 
 
 async def test_the_tower_runs_on_while_tokens_are_packed_and_stored(

@@ -102,6 +102,41 @@ def test_keys_from_a_file_come_besides_those_of_the_environment(tmp_path: Path) 
     assert [keys.tenant(key).name for key in (ONE, TWO, BETA)] == ["acme", "acme", "beta"]
 
 
+def test_a_key_is_taken_away_and_another_given_by_changing_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.tenants._LOOK_EVERY_SECONDS", 0.0)
+    path = tmp_path / "keys"
+    path.write_text(f"{ONE}:acme\n")
+    keys = load_settings(api_keys_file=path).keyring()
+    assert keys.tenant(ONE).name == "acme"
+    fresh = tmp_path / "fresh"  # as a mounted Secret changes: another file behind a link
+    fresh.write_text(f"{TWO}:acme\n")
+    path.unlink()
+    path.symlink_to(fresh)
+    assert keys.tenant(TWO).name == "acme"
+    with pytest.raises(AuthenticationError):
+        keys.tenant(ONE)
+
+
+@pytest.mark.parametrize("content", [None, "", "short:acme"])
+def test_a_file_that_becomes_useless_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, content: str | None
+) -> None:
+    monkeypatch.setattr("services.tenants._LOOK_EVERY_SECONDS", 0.0)
+    path = tmp_path / "keys"
+    path.write_text(f"{ONE}:acme\n")
+    keys = load_settings(api_keys_file=path).keyring()
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    for _ in range(2):
+        assert keys.tenant(ONE).name == "acme"
+    assert sum("stay as they were" in record.message for record in caplog.records) == 1
+    path.write_text(f"{TWO}:acme\n")
+    assert keys.tenant(TWO).name == "acme"
+
+
 @pytest.mark.parametrize("content", [None, b"", b"# nothing\n", b"\xff\xfe", b"short:acme"])
 def test_a_file_that_cannot_be_used_does_not_open_the_service(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "keys"

@@ -1,7 +1,7 @@
 """Muon as PyTorch has it, for CPUs: float32, and matrices of one shape at a time.
 
-PyTorch's own orthogonalises in bfloat16, matrix by matrix. A CPU without bfloat16 instructions does that many times more
-slowly than in float32, so slowly that it takes most of a training step of the mini model
+PyTorch's own orthogonalises in bfloat16, matrix by matrix. A CPU without instructions for bfloat16 does that many times
+more slowly than in float32, so slowly that it takes most of a training step of the mini model
 (``benchmarks/training_step.py``).
 """
 
@@ -69,7 +69,7 @@ class BatchedMuon(Muon):
                 self._update(group, shape, parameters)
 
     def _update(self, group: dict[str, Any], shape: torch.Size, parameters: list[Tensor]) -> None:
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         moments = [self._moment(parameter) for parameter in parameters]
         torch._foreach_lerp_(moments, gradients, 1 - group["momentum"])
         looked_ahead = torch._foreach_lerp(gradients, moments, group["momentum"]) if group["nesterov"] else moments

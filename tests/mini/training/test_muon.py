@@ -17,7 +17,8 @@ def by_singular_values(matrix: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(5):
         values = a * values + b * values**3 + c * values**5
-    return left @ values.diag() @ right
+    found: Tensor = left @ values.diag() @ right
+    return found
 
 
 def matrices(seed: int) -> list[nn.Parameter]:

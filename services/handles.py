@@ -106,6 +106,14 @@ class Stages:
         return AnswerStream(cast("DeploymentResponseGenerator[Any]", call))
 
 
+def _is_loss(exc: BaseException) -> bool:
+    """Whether Ray lost something, rather than that a stage's code failed; Ray makes one class of both where a call's
+    argument is what was lost.
+    """
+    kinds = {kind for kind in type(exc).__mro__ if issubclass(kind, RayError) and not issubclass(kind, RayTaskError)}
+    return bool(kinds - {RayError}) or type(exc) is RayError
+
+
 def as_own_error(exc: BaseException) -> FasterVLMError:
     """A stage's failure in this project's terms. Ray wraps what a remote function raised, in ``cause``."""
     while isinstance(exc, RayTaskError) and isinstance(exc.cause, BaseException):
@@ -116,7 +124,7 @@ def as_own_error(exc: BaseException) -> FasterVLMError:
         return OverloadedError("a stage's queue is full; try again")
     if isinstance(exc, RayServeException) and isinstance(exc.__cause__, RayError):
         exc = exc.__cause__  # the stage before the called one died, and this one's argument with it
-    if isinstance(exc, DeploymentUnavailableError) or (isinstance(exc, RayError) and not isinstance(exc, RayTaskError)):
+    if isinstance(exc, DeploymentUnavailableError) or _is_loss(exc):
         # Replicas, workers, nodes or objects that are lost: the next attempt finds others.
         return UnavailableError(f"a part of the service was lost ({type(exc).__name__}); try again")
     logger.error("a stage failed unexpectedly", exc_info=exc)

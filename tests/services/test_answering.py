@@ -284,6 +284,10 @@ def test_failures_in_our_own_terms() -> None:
     assert as_own_error(remote("encode", "…", wrapped)) is cause
     assert isinstance(as_own_error(ActorDiedError()), UnavailableError)
     assert isinstance(as_own_error(_lost_argument()), UnavailableError)
+    lost_on_the_way = remote("encode", "…", ActorDiedError()).as_instanceof_cause()
+    lost_on_the_way.cause = None
+    assert isinstance(as_own_error(lost_on_the_way), UnavailableError)
+    assert type(as_own_error(remote("encode", "…", ValueError("x")).as_instanceof_cause())) is FasterVLMError
     assert type(as_own_error(RayServeException("something else"))) is FasterVLMError
     assert isinstance(as_own_error(BackPressureError(num_queued_requests=1, max_queued_requests=1)), OverloadedError)
     assert type(as_own_error(ZeroDivisionError("x"))) is FasterVLMError

@@ -25,9 +25,9 @@ _METHODS = ("cls_attention", "cls_dpp", "visionzip", "vispruner", "divprune", "u
 
 def quick_settings(runtime_dir: Path, **overrides: Any) -> Settings:
     """Two replicas at most of the Encoder, from none, and of the Generator, from one; so little work fills one of them
-    that a handful of requests do.
+    that a handful of requests do. None goes sooner than another one needs to start.
     """
-    quick = {"upscale_delay_seconds": 0.5, "downscale_delay_seconds": 3.0, "num_cpus": 0.05}
+    quick = {"upscale_delay_seconds": 0.5, "downscale_delay_seconds": 15.0, "num_cpus": 0.05}
     values: dict[str, Any] = {
         "runtime_dir": runtime_dir,
         "encoder_target_frames": 4,

@@ -73,6 +73,10 @@ def test_where_the_time_goes_and_what_was_reused(service: Service) -> None:
     name = "fastervlm_answer_seconds_count"
     wait_for_growth(before, name, 3, stage="total", **APP)
     now = settled()
+
+    def grown(name: str, **tags: str) -> float:
+        return now.total(name, **tags, **APP) - before.total(name, **tags, **APP)
+
     for stage, hits, misses in (
         ("fetch", 2, 1),
         ("decode", 0, 1),
@@ -80,16 +84,15 @@ def test_where_the_time_goes_and_what_was_reused(service: Service) -> None:
         ("generate", 2, 1),
         ("total", 2, 1),
     ):
-        for cache, amount in (("hit", hits), ("miss", misses)):
-            tags = {"stage": stage, "cache": cache, **APP}
-            assert now.total(name, **tags) - before.total(name, **tags) == amount, tags
+        assert grown(name, stage=stage, cache="hit") == hits, stage
+        assert grown(name, stage=stage, cache="miss") == misses, stage
     for kind, field in (("all", lambda u: u["prompt_tokens"]), ("reused", _reused)):
-        grown = now.total("fastervlm_prompt_tokens_total", kind=kind) - before.total(
-            "fastervlm_prompt_tokens_total", kind=kind
-        )
-        assert grown == sum(field(one["usage"]) for one in found) > 0
-    sums = {stage: now.total("fastervlm_answer_seconds_sum", stage=stage) for stage in ("first_token", "total")}
-    assert 0 < sums["first_token"] < sums["total"]
+        counted = grown("fastervlm_prompt_tokens_total", kind=kind)
+        assert counted == sum(field(one["usage"]) for one in found) > 0
+    texts = "fastervlm_first_text_seconds"
+    assert [grown(f"{texts}_count", cache=cache) for cache in ("hit", "miss")] == [2, 1]
+    first_token, total = (grown("fastervlm_answer_seconds_sum", stage=stage) for stage in ("first_token", "total"))
+    assert 0 < first_token < grown(f"{texts}_sum") < total
 
 
 def _reused(usage: dict[str, Any]) -> int:

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 from compose_spec import PyCompose
 
 from services.settings import STAGES, Settings, load_settings
@@ -96,6 +97,13 @@ def test_the_load_test_runs_the_locked_locust() -> None:
     assert locked is not None
     assert installed is not None
     assert installed[1] == locked[1]
+
+
+def test_prometheus_has_the_rules_that_its_configuration_names() -> None:
+    places = [volume.split(":")[1] for volume in services()["prometheus"]["volumes"]]
+    named = yaml.safe_load((ROOT / "ops" / "prometheus.yml").read_text())["rule_files"]
+    assert named
+    assert {f"/etc/prometheus/{name}" for name in [*named, "prometheus.yml"]} <= set(places)
 
 
 def test_containers_may_do_little() -> None:

@@ -16,8 +16,9 @@ nothing is shown, and nothing else is different.
 ``fastervlm_answer_seconds``           histogram time of each complete answer, by tag ``stage``: ``fetch``, ``decode``,
                                                  ``encode``, ``first_token``, ``generate``, ``total``, as in its
                                                  ``seconds``; tag ``cache`` as above
-``fastervlm_first_text_seconds``       histogram time from when the Api began to read a question until it had the first
-                                                 piece of the answer's text, streamed or not; tag ``cache`` as above
+``fastervlm_first_text_seconds``       histogram time from when the Api began to read a question until it handed out the
+                                                 first text; tag ``form``: the first piece of a ``stream``, or a
+                                                 ``whole`` answer; tag ``cache`` as above
 ``fastervlm_visual_tokens_total``      counter   visual tokens of prompts; tag ``kind``: ``full``, as many as there
                                                  would be without pruning, or ``kept``
 ``fastervlm_prompt_tokens_total``      counter   tokens of prompts; tag ``kind``: ``all``, or ``reused``, those of them
@@ -142,7 +143,7 @@ class AnswerMeter:
             "fastervlm_answer_seconds", "Seconds per answer and stage.", _ANSWER_BOUNDARIES, "stage", "cache"
         )
         self._first_text = _histogram(
-            "fastervlm_first_text_seconds", "Seconds until the first text.", _ANSWER_BOUNDARIES, "cache"
+            "fastervlm_first_text_seconds", "Seconds until the first text.", _ANSWER_BOUNDARIES, "form", "cache"
         )
         self._visual = _counter("fastervlm_visual_tokens_total", "Visual tokens, by kind: full or kept.", "kind")
         self._prompt = _counter("fastervlm_prompt_tokens_total", "Prompt tokens, by kind: all or reused.", "kind")
@@ -152,9 +153,9 @@ class AnswerMeter:
         """Count one answer that begins."""
         self._answers.inc(tags={"cache": cache, "medium": medium.value})
 
-    def first_text(self, cache: Literal["hit", "miss"], seconds: float) -> None:
-        """Count the first piece of an answer's text, and what its user has waited for it."""
-        self._first_text.observe(seconds, tags={"cache": cache})
+    def first_text(self, cache: Literal["hit", "miss"], seconds: float, *, streamed: bool) -> None:
+        """Count the first text of an answer, and what its user has waited for it."""
+        self._first_text.observe(seconds, tags={"form": "stream" if streamed else "whole", "cache": cache})
 
     def complete(self, answer: AnswerFacts) -> None:
         """Count what one complete answer took."""

@@ -139,12 +139,12 @@ def test_what_a_complete_answer_took(board: Board) -> None:
 
 def test_what_users_wait_for_the_first_text(board: Board) -> None:
     meter = AnswerMeter()
-    meter.first_text("hit", 0.25)
-    meter.first_text("miss", 2.5)
+    meter.first_text("hit", 0.25, streamed=True)
+    meter.first_text("miss", 2.5, streamed=False)
     name = "fastervlm_first_text_seconds"
     assert {tags: seen for (seen_name, tags), seen in board.observed.items() if seen_name == name} == {
-        (("cache", "hit"),): [0.25],
-        (("cache", "miss"),): [2.5],
+        (("cache", "hit"), ("form", "stream")): [0.25],
+        (("cache", "miss"), ("form", "whole")): [2.5],
     }
 
 
@@ -237,7 +237,7 @@ def test_the_thread_ends_with_the_cache(board: Board) -> None:
 def test_outside_of_a_replica_meters_do_no_harm(cache: TokenCache) -> None:
     WorkMeter("decode").record(videos=1, frames=8, seconds=0.1)
     AnswerMeter().record(cache="hit", medium=Medium.IMAGE)
-    AnswerMeter().first_text("hit", 0.1)
+    AnswerMeter().first_text("hit", 0.1, streamed=True)
     AnswerMeter().complete(AnswerFacts("miss", {"total": 1.0}, 4, 1, 9, 0, 1))
     RequestMeter().record(route="ask", status="2xx", code="ok")
     EncoderMeter().together(3)

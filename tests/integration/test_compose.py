@@ -114,11 +114,12 @@ def test_prometheus_takes_its_command_and_configuration(services: dict[str, Any]
 
 
 def _laid_out(volumes: list[str], folder: Path) -> Path:
-    """What the container finds in Prometheus' folder, rules included; they are named beside the configuration."""
-    folder.mkdir()
+    """What the container finds in Prometheus' folder: the configuration, and the rules that it names."""
     for source, place, *_ in (volume.split(":") for volume in volumes):
         if place.startswith(ETC_PROMETHEUS):
-            shutil.copy(ROOT / source, folder / Path(place).relative_to(ETC_PROMETHEUS))
+            copy = folder / Path(place).relative_to(ETC_PROMETHEUS)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / source, copy)
     return folder
 
 

@@ -202,28 +202,30 @@ def _rounded(seconds: float) -> float:
     return float(f"{seconds:.4g}")
 
 
-def with_metrics(calibration: Calibration, page: str) -> Calibration:
+def with_metrics(calibration: Calibration, *pages: str) -> Calibration:
     """The same with the times per frame of what a service has really decoded and encoded: its users' videos.
 
     Args:
-        calibration: of the same model on the same machine.
-        page: of the service's metrics, in Prometheus' text format.
+        calibration: of the same model on the same machines.
+        pages: of the service's metrics, in Prometheus' text format: one of each machine, for the stages that run there.
 
     Raises:
-        InvalidRequestError: nothing was decoded or encoded yet.
+        InvalidRequestError: nothing was decoded or encoded yet, as far as these pages say.
     """
-    decode, encode = (_frame_seconds(page, verb) for verb in ("decode", "encode"))
+    decode, encode = (_frame_seconds(pages, verb) for verb in ("decode", "encode"))
     return replace(calibration, decode_frame_seconds=decode, encode_frame_seconds=encode)
 
 
-def _frame_seconds(page: str, verb: str) -> float:
-    seconds, frames = _total(page, f"{verb}_seconds_sum"), _total(page, f"{verb}d_frames_total")
+def _frame_seconds(pages: Sequence[str], verb: str) -> float:
+    seconds, frames = _total(pages, f"{verb}_seconds_sum"), _total(pages, f"{verb}d_frames_total")
     if not frames or not seconds:
-        raise InvalidRequestError(f"the metrics do not say that anything was {verb}d")
+        raise InvalidRequestError(
+            f"the metrics do not say that anything was {verb}d; give the pages of all machines where stages run"
+        )
     return _rounded(seconds / frames)
 
 
-def _total(page: str, name: str) -> float:
-    """Sum of all series of a metric."""
-    values = re.findall(rf"^{_PREFIX}{name}(?:{{[^\n]*}})? (\S+)", page, re.MULTILINE)
-    return sum(map(float, values))
+def _total(pages: Sequence[str], name: str) -> float:
+    """Sum of all series of a metric on all pages."""
+    series = re.compile(rf"^{_PREFIX}{name}(?:{{[^\n]*}})? (\S+)", re.MULTILINE)
+    return sum(float(value) for page in pages for value in series.findall(page))

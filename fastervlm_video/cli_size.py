@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -62,10 +62,11 @@ def size_command(  # noqa: PLR0917 - the command's options
         ),
     ] = None,
     metrics: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--metrics",
-            help="URL of a service's metrics page: decoding and encoding as its users' videos have taken.",
+            help="URL of a service's metrics page: decoding and encoding as its users' videos have taken. With several "
+            "machines, once for each: what they have counted is added up.",
             show_default=False,
         ),
     ] = None,
@@ -96,7 +97,7 @@ def size_command(  # noqa: PLR0917 - the command's options
             costs = shipped_calibration() if calibration is None else _read(calibration)
         else:
             costs = _measure(calibrate, machine or _this_machine(), batch_size, api_key)
-        if metrics is not None:
+        if metrics:
             costs = _with_metrics(costs, metrics)
         if out is not None:
             _write(out, costs)
@@ -137,13 +138,17 @@ def _measure(url: str, machine: str, batch_size: int, api_key: str | None) -> Ca
             return measure(url, machine=machine, batch_size=batch_size, api_key=api_key, progress=progress)
 
 
-def _with_metrics(costs: Calibration, url: str) -> Calibration:
-    import httpx
-
+def _with_metrics(costs: Calibration, urls: Sequence[str]) -> Calibration:
     from fastervlm_video.calibrate import with_metrics
 
+    return with_metrics(costs, *map(_page, dict.fromkeys(urls)))  # named twice, a page would count double
+
+
+def _page(url: str) -> str:
+    import httpx
+
     try:
-        return with_metrics(costs, httpx.get(url).raise_for_status().text)
+        return httpx.get(url).raise_for_status().text
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
         raise InvalidRequestError(f"no metrics at {url}: {type(exc).__name__}: {exc}") from exc
 

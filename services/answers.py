@@ -57,6 +57,8 @@ class AnswerBuilder:
         digest: SHA-256 of the video or picture.
         fetch_seconds: time spent on receiving or downloading it.
         begin: ``time.perf_counter()`` when the request came in.
+        on_first_text: is called with the first piece of text: with whether the tokens were cached, and with the seconds
+            since the request came in.
         on_complete: is called with the answer when it is complete.
     """
 
@@ -66,10 +68,11 @@ class AnswerBuilder:
         digest: str,
         fetch_seconds: float,
         begin: float,
+        on_first_text: Callable[[Literal["hit", "miss"], float], None] | None = None,
         on_complete: Callable[[CompleteAnswer], None] | None = None,
     ) -> None:
         self._digest, self._fetch_seconds, self._begin = digest, fetch_seconds, begin
-        self._on_complete = on_complete
+        self._on_first_text, self._on_complete = on_first_text, on_complete
         self._pieces: list[str] = []
         self._ready: VideoReady | None = None
 
@@ -78,6 +81,9 @@ class AnswerBuilder:
         if isinstance(event, VideoReady):
             self._ready = event
         elif isinstance(event, AnswerText):
+            if not self._pieces and self._on_first_text is not None:
+                assert self._ready is not None
+                self._on_first_text(self._ready.cache, time.perf_counter() - self._begin)
             self._pieces.append(event.text)
         else:
             return self._finish(event)

@@ -1,7 +1,8 @@
 """What this service counts, for Prometheus: shown beside Ray's own metrics, at the same address.
 
 Ray puts ``ray_`` in front of every name; Serve adds the tags ``application``, ``deployment`` and ``replica``. A counter
-appears with its first count. Outside of a replica nothing is shown, and nothing else is different.
+appears with its first count: Ray refuses to count 0, so nothing can be shown of it before. Outside of a replica
+nothing is shown, and nothing else is different.
 
 ====================================== ========= ===============================================================
 ``fastervlm_requests_total``           counter   requests ended; tag ``route``: ``ask`` or ``chat``, the dialects of a
@@ -15,6 +16,9 @@ appears with its first count. Outside of a replica nothing is shown, and nothing
 ``fastervlm_answer_seconds``           histogram time of each complete answer, by tag ``stage``: ``fetch``, ``decode``,
                                                  ``encode``, ``first_token``, ``generate``, ``total``, as in its
                                                  ``seconds``; tag ``cache`` as above
+``fastervlm_first_text_seconds``       histogram time from when the Api began to read a question until it handed out the
+                                                 first text; tag ``form``: the first piece of a ``stream``, or a
+                                                 ``whole`` answer; tag ``cache`` as above
 ``fastervlm_visual_tokens_total``      counter   visual tokens of prompts; tag ``kind``: ``full``, as many as there
                                                  would be without pruning, or ``kept``
 ``fastervlm_prompt_tokens_total``      counter   tokens of prompts; tag ``kind``: ``all``, or ``reused``, those of them
@@ -68,6 +72,8 @@ logger = logging.getLogger(__name__)
 
 _REPORT_SECONDS = 2.0
 _SECONDS_BOUNDARIES = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0]
+_ANSWER_BOUNDARIES = [*_SECONDS_BOUNDARIES, 75.0, 120.0]
+"""Of what may take as long as a whole answer: up to the default of its time limit."""
 _SIZE_BOUNDARIES: list[float] = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 _UNIT_LAST = {"bytes_read": "read_bytes", "bytes_written": "written_bytes"}
 
@@ -134,7 +140,10 @@ class AnswerMeter:
             "fastervlm_answers_total", "Answers begun, by cache: hit or miss, and by medium.", "cache", "medium"
         )
         self._seconds = _histogram(
-            "fastervlm_answer_seconds", "Seconds per answer and stage.", _SECONDS_BOUNDARIES, "stage", "cache"
+            "fastervlm_answer_seconds", "Seconds per answer and stage.", _ANSWER_BOUNDARIES, "stage", "cache"
+        )
+        self._first_text = _histogram(
+            "fastervlm_first_text_seconds", "Seconds until the first text.", _ANSWER_BOUNDARIES, "form", "cache"
         )
         self._visual = _counter("fastervlm_visual_tokens_total", "Visual tokens, by kind: full or kept.", "kind")
         self._prompt = _counter("fastervlm_prompt_tokens_total", "Prompt tokens, by kind: all or reused.", "kind")
@@ -143,6 +152,10 @@ class AnswerMeter:
     def record(self, *, cache: Literal["hit", "miss"], medium: Medium) -> None:
         """Count one answer that begins."""
         self._answers.inc(tags={"cache": cache, "medium": medium.value})
+
+    def first_text(self, cache: Literal["hit", "miss"], seconds: float, *, streamed: bool) -> None:
+        """Count the first text of an answer, and what its user has waited for it."""
+        self._first_text.observe(seconds, tags={"form": "stream" if streamed else "whole", "cache": cache})
 
     def complete(self, answer: AnswerFacts) -> None:
         """Count what one complete answer took."""

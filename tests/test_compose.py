@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 from compose_spec import PyCompose
 
 from services.settings import STAGES, Settings, load_settings
@@ -35,7 +36,7 @@ def test_what_has_to_be_set_is_set_in_the_example() -> None:
 
 def test_every_variable_of_the_example_is_used() -> None:
     used = set(re.findall(r"\$\{(\w+)", COMPOSE_FILE.read_text()))
-    assert env_file().keys() - used == {"COMPOSE_PROFILES"}
+    assert env_file().keys() <= used
 
 
 def test_its_settings_are_settings() -> None:
@@ -46,10 +47,15 @@ def test_its_settings_are_settings() -> None:
     assert load_settings(**values).metrics_port == 8080
 
 
+def test_settings_without_a_line_of_their_own_go_into_a_file_that_need_not_be_there() -> None:
+    for name in ("service", "service-gpu"):
+        assert services()[name]["env_file"] == [{"path": "service.env", "required": False}]
+
+
 def test_a_password_is_in_no_file_but_the_users() -> None:
     text = COMPOSE_FILE.read_text()
     assert "change-me" not in text
-    assert ".env\n" in (ROOT / ".gitignore").read_text()
+    assert {".env", "service.env"} <= set((ROOT / ".gitignore").read_text().splitlines())
 
 
 def test_what_starts_after_what() -> None:
@@ -74,6 +80,30 @@ def test_only_one_of_the_services_is_started() -> None:
     (device,) = found["service-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
     assert found["service-gpu"]["networks"]["default"]["aliases"] == ["service"]
+
+
+def test_each_profile_has_an_image_of_its_own() -> None:
+    for profile, name in (("cpu", "service"), ("gpu", "service-gpu")):
+        chosen = {**env_file(), "COMPOSE_PROFILES": profile, "TORCH_INDEX": "cpu", "TORCH_INDEX_GPU": "gpu"}
+        found = compose(chosen)["services"]
+        assert found[name]["image"] == f"fastervlm-video:{profile}"
+        assert found[name]["build"]["args"] == {"TORCH_INDEX": profile}
+        assert found["load"]["build"]["args"] == {"SERVICE_IMAGE": found[name]["image"]}
+
+
+def test_the_load_test_runs_the_locked_locust() -> None:
+    locked = re.search(r"^locust==(\S+)", (ROOT / "requirements-dev.lock").read_text(), re.MULTILINE)
+    installed = re.search(r'"locust==([^"]+)"', (ROOT / "ops" / "load" / "Dockerfile").read_text())
+    assert locked is not None
+    assert installed is not None
+    assert installed[1] == locked[1]
+
+
+def test_prometheus_has_the_rules_that_its_configuration_names() -> None:
+    places = [volume.split(":")[1] for volume in services()["prometheus"]["volumes"]]
+    named = yaml.safe_load((ROOT / "ops" / "prometheus.yml").read_text())["rule_files"]
+    assert named
+    assert {f"/etc/prometheus/{name}" for name in [*named, "prometheus.yml"]} <= set(places)
 
 
 def test_containers_may_do_little() -> None:

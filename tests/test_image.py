@@ -2,13 +2,16 @@
 
 import re
 import tomllib
+from collections.abc import Iterable
 from importlib.metadata import requires
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from scripts.image_test import manifests
 from scripts.image_test.container import WRITABLE
 from scripts.image_test.pip_config import host_pip_config, pip_volumes, read_pip_config
 
@@ -44,6 +47,22 @@ def test_what_is_written_lies_in_the_two_mounts() -> None:
     assert {"HOME", "HF_HOME", "RAY_TMPDIR", "FASTERVLM_RUNTIME_DIR"} <= {name for name, _ in paths}
     outside = [name for name, path in paths if not any(Path(path).is_relative_to(mount) for mount in WRITABLE)]
     assert outside == ["PATH"]
+
+
+def _is_below(path: str, mounts: Iterable[str]) -> bool:
+    return any(Path(path).is_relative_to(mount) for mount in mounts)
+
+
+def test_the_manifests_mount_what_the_image_and_their_settings_want() -> None:
+    settings, decode = manifests.settings(), manifests.worker("decode")
+    for pod in (manifests.head(), decode, manifests.worker("encode"), manifests.worker("generate")):
+        assert set(WRITABLE) <= set(pod.volumes)
+        assert all(_is_below(settings[name], pod.volumes) for name in ("HOME", "FASTERVLM_RUNTIME_DIR"))
+    uploads = urlsplit(settings["FASTERVLM_BLOB_URL"])
+    assert uploads.scheme == "file"
+    for pod in (decode, manifests.worker("encode")):
+        assert _is_below(uploads.path, set(pod.volumes) - set(WRITABLE))
+    assert str(Path(settings["FASTERVLM_API_KEYS_FILE"]).parent) in decode.secrets.values()
 
 
 @pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])

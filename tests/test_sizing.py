@@ -13,6 +13,7 @@ from fastervlm_video.calibrate import with_metrics
 from fastervlm_video.errors import InvalidRequestError
 from fastervlm_video.sizing import Calibration, Load, erlang_c, shipped_calibration, size
 from tests.cli_kit import Run
+from tests.services.live import QuietHandler, serve_http
 
 COSTS = Calibration(
     model="toy",
@@ -173,6 +174,29 @@ def test_what_users_videos_have_taken() -> None:
     assert replace(found, decode_frame_seconds=0.05) == COSTS
     with pytest.raises(InvalidRequestError, match="encoded"):
         with_metrics(COSTS, PAGE.replace("encode_seconds_sum", "other"))
+
+
+def _machines(page: str) -> dict[str, str]:
+    """The page as three machines show it: a Decoder each, and the Encoder by itself."""
+    lines = page.splitlines(keepends=True)
+    more = "ray_fastervlm_decode_seconds_sum 6.0\nray_fastervlm_decoded_frames_total 10.0\n"
+    return {"/one": "".join(lines[:4]), "/two": more, "/three": "".join(lines[4:])}
+
+
+def test_metrics_of_several_machines_are_added_up(run: Run) -> None:
+    pages = _machines(PAGE)
+
+    def respond(handler: QuietHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(pages[handler.path].encode())
+
+    with serve_http(respond) as port:
+        options = [f"--metrics=http://127.0.0.1:{port}{path}" for path in (*pages, "/two")]
+        found = json.loads(run("size", "--json", *options).out)["calibration"]
+        assert (found["decode_frame_seconds"], found["encode_frame_seconds"]) == (10 / 50, 0.01)
+        assert "encoded; give the pages of all machines" in run("size", *options[:2]).error
+        assert "decoded; give the pages of all machines" in run("size", options[2]).error
 
 
 def test_the_command(run: Run) -> None:

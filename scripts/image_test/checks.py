@@ -18,7 +18,17 @@ from scripts.image_test.builder import Image
 from scripts.image_test.container import WRITABLE, Container
 from scripts.image_test.tools import ImageTestError, require
 
-__all__ = ["check_answers", "check_health", "check_image", "check_kuberay", "check_limits", "wait_until_ready"]
+__all__ = [
+    "check_answers",
+    "check_health",
+    "check_image",
+    "check_key",
+    "check_kuberay",
+    "check_limits",
+    "check_packages",
+    "check_uploads",
+    "wait_until_ready",
+]
 
 _COMPILERS = (
     "cc",
@@ -53,6 +63,9 @@ RAY_START = (
     "--dashboard-agent-listen-port=52365 --metrics-export-port=8080"
 )
 """How KubeRay starts a head: the last argument of ``/bin/bash -c --``."""
+
+_DASHBOARD_PORT = 8265
+_IMPORTS = "import s3fs, torch; print(f'torch {torch.__version__}, CUDA: {torch.version.cuda or None}')"
 
 _KUBERAY_PROBE = (
     "wget --tries 1 -T 2 -q -O- http://localhost:52365/api/local_raylet_healthz | grep success && "
@@ -111,8 +124,13 @@ def wait_until_ready(container: Container, url: str) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def check_answers(url: str, work: Path) -> list[str]:
+def check_answers(url: str, work: Path, key: str = "") -> list[str]:
     """Upload a video and ask about it; the answers follow from how it was made.
+
+    Args:
+        url: of the service.
+        work: a folder for the video.
+        key: if it asks for one.
 
     Returns:
         A line for each question.
@@ -121,7 +139,8 @@ def check_answers(url: str, work: Path) -> list[str]:
     write_video(video, render_scene(scene), fps=_FPS)
     asked = ask_about(scene, 0, frame_times(DEFAULT_NUM_FRAMES), np.random.default_rng(_SCENE_SEED))
     questions = [next(one for one in asked if one.kind == kind) for kind in _KINDS]
-    with httpx.Client(base_url=url, timeout=_HTTP_SECONDS, trust_env=False) as client:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=url, timeout=_HTTP_SECONDS, headers=headers, trust_env=False) as client:
         file_id = _json(client.post("/v1/files", files={"file": (video.name, video.read_bytes())}))["id"]
         answers = [(one, _ask(client, file_id, one, ratio)) for one in questions for ratio in _KEEP_RATIOS]
     caches = [answer["video"]["cache"] for _, answer in answers]
@@ -142,6 +161,32 @@ def _json(response: httpx.Response) -> dict[str, Any]:
     return found
 
 
+def check_key(url: str, key: str) -> None:
+    """Without the key, and with another one, nobody gets in."""
+    for sent, expected in ((None, 401), (f"{key}x", 401), (key, 200)):
+        headers = {} if sent is None else {"Authorization": f"Bearer {sent}"}
+        answer = httpx.get(f"{url}/v1/models", headers=headers, timeout=_HTTP_SECONDS, trust_env=False)
+        what = "no key" if sent is None else "the key" if sent == key else "a wrong key"
+        require(answer.status_code == expected, f"with {what}: {answer.status_code}, not {expected}: {answer.text}")
+
+
+def check_uploads(container: Container, folder: str, tenant: str) -> None:
+    """What was uploaded is in the folder of the blob store, below its tenant."""
+    done = container.run("find", f"{folder}/tenants/{tenant}", "-type", "f", "-size", "+0")
+    require(done.returncode == 0 and done.stdout.strip(), f"nothing is stored in {folder}: {done.stdout}")
+
+
+def check_packages(container: Container) -> str:
+    """Packages that are loaded only where they are needed can be.
+
+    Returns:
+        Which torch is in the image: with CUDA or without.
+    """
+    done = container.run("python", "-c", _IMPORTS)
+    require(done.returncode == 0, f"packages are missing:\n{done.stdout}")
+    return done.stdout.strip().splitlines()[-1]
+
+
 def check_health(container: Container, image: Image, *, healthy: bool) -> None:
     """The health check's own command says how the service is."""
     done = container.run(*image.health_command)
@@ -149,7 +194,7 @@ def check_health(container: Container, image: Image, *, healthy: bool) -> None:
 
 
 def check_limits(container: Container, image: Image) -> int:
-    """All processes are the image's user, without rights; nothing but the two mounts can be written to.
+    """All processes are the image's user, without rights; nothing but its volumes can be written to.
 
     Returns:
         How many processes there are.
@@ -164,21 +209,27 @@ def check_limits(container: Container, image: Image) -> int:
         require(fields["Gid"].split() == [str(group)] * 4, f"{name} has the group ids {fields['Gid']}")
         require(int(fields["CapBnd"], 16) == 0 and fields["NoNewPrivs"] == "1", f"{name} could get rights")
     require(_SLOW_STORE not in container.log, f"Ray's object store is not in shared memory:\n{container.log}")
-    for folder in ("/", "/etc", "/opt/venv", "/usr/local/bin", "/var/tmp"):
+    for folder in ("/", "/etc", "/opt/venv", "/usr/local/bin", "/var/tmp", *container.setup.secrets):
         for as_root in (False, True):
             done = container.run("touch", f"{folder}/probe", as_root=as_root)
             require(done.returncode != 0 and _READ_ONLY in done.stdout, f"touch in {folder}: {done.stdout or 'done'}")
-    for folder in WRITABLE:
+    for folder in container.setup.volumes:
         done = container.run("sh", "-c", f"touch {folder}/probe && rm {folder}/probe")
         require(done.returncode == 0, f"touch in {folder}: {done.stdout}")
     return len(processes)
 
 
-def check_kuberay(container: Container, image: Image) -> None:
-    """A head started as KubeRay does passes KubeRay's probes; ``ray`` is found by login shells, too.
+def check_kuberay(container: Container, image: Image, address: str, token: str) -> None:
+    """A head started as KubeRay does passes KubeRay's probes, and lets in who has the token; login shells find ``ray``.
+
+    Args:
+        container: the head.
+        image: that it runs.
+        address: of the container.
+        token: that Ray asks for.
 
     Raises:
-        ImageTestError: the container ended.
+        ImageTestError: the container ended, or it is not so.
     """
     while container.run("/bin/bash", "-c", _KUBERAY_PROBE).returncode != 0:
         container.require_running()
@@ -187,3 +238,8 @@ def check_kuberay(container: Container, image: Image) -> None:
     done = container.run("/bin/bash", "-lc", "ray --version && ray health-check --address 127.0.0.1:6379")
     if done.returncode != 0:
         raise ImageTestError(f"ray in a login shell: {done.stdout}")
+    dashboard = f"http://{address}:{_DASHBOARD_PORT}/api/serve/applications/"
+    for sent, expected in ((None, 401), ("0" * len(token), 403), (token, 200)):
+        headers = {} if sent is None else {"Authorization": f"Bearer {sent}"}
+        answer = httpx.get(dashboard, headers=headers, timeout=_HTTP_SECONDS, trust_env=False)
+        require(answer.status_code == expected, f"the dashboard answered {answer.status_code}, not {expected}")

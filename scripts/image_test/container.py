@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from scripts.image_test import enter
 from scripts.image_test.builder import Image
 from scripts.image_test.tools import ImageTestError, run
 
-__all__ = ["WRITABLE", "Container", "Network", "network", "running_container"]
+__all__ = ["WRITABLE", "Container", "Network", "Setup", "network", "running_container"]
 
 WRITABLE = ("/tmp", "/var/lib/fastervlm")
-"""The image's mount points; all else is read-only."""
+"""The image's own mount points; all else is read-only."""
+
+_IN_MEMORY = "/tmp"
 
 _ADDRESSES = IPv4Network("198.18.0.0/15")  # set aside for tests of networks
 _LINK_BITS = 30
@@ -36,6 +38,23 @@ class Network:
 
     name: str
     address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a container gets beside its image; the default is what the README's ``docker run`` gives it.
+
+    Attributes:
+        env: variables, on top of the image's.
+        volumes: mount points of folders that are empty and may be written to.
+        secrets: by mount point, the texts of files that may only be read, by name.
+        command: instead of entry point and command, as Kubernetes' ``command`` and ``args``.
+    """
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    volumes: tuple[str, ...] = WRITABLE
+    secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -67,12 +86,16 @@ class Container:
 
     Args:
         image: that it runs.
+        setup: what else it was given.
         process: ``unshare``, whose child is the container's first process.
         log: file with what it prints.
+
+    Attributes:
+        setup: likewise.
     """
 
-    def __init__(self, image: Image, process: "subprocess.Popen[bytes]", log: Path) -> None:
-        self._image, self._process, self._log = image, process, log
+    def __init__(self, image: Image, setup: Setup, process: "subprocess.Popen[bytes]", log: Path) -> None:
+        self._image, self.setup, self._process, self._log = image, setup, process, log
         self._first: psutil.Process | None = None
 
     @property
@@ -115,7 +138,7 @@ class Container:
     def run(self, *command: str, as_root: bool = False) -> "subprocess.CompletedProcess[str]":
         """Run a command inside, as the image's user if not as root; its status is the caller's to judge."""
         user, group = (0, 0) if as_root else self._image.ids
-        env = [f"{name}={value}" for name, value in self._image.env.items()]
+        env = [f"{name}={value}" for name, value in {**self._image.env, **self.setup.env}.items()]
         enters = [f"--target={self.first.pid}", *(f"--{kind}" for kind in ("mount", "pid", "net", "uts", "ipc"))]
         enters += ["--root", "--wd", f"--setuid={user}", f"--setgid={group}"]
         return run("nsenter", *enters, "env", "-i", *env, *command, check=False)
@@ -138,38 +161,64 @@ class Container:
         return status, time.monotonic() - begin
 
 
+def _volume(folder: Path, group: int) -> Path:
+    """An empty folder as a pod with an ``fsGroup`` finds its volumes: root's, and open to the group."""
+    folder.mkdir(parents=True)
+    os.chown(folder, 0, group)
+    folder.chmod(0o2775)
+    return folder
+
+
+def _secret(folder: Path, files: Mapping[str, str], group: int) -> Path:
+    """A folder as Kubernetes mounts a Secret: each file is a link into a folder that is exchanged when it changes."""
+    version = folder / "..1"
+    version.mkdir(parents=True)
+    (folder / "..data").symlink_to(version.name)
+    for name, text in files.items():
+        (version / name).write_text(text)
+        os.chown(version / name, 0, group)
+        (version / name).chmod(0o440)
+        (folder / name).symlink_to(f"..data/{name}")
+    return folder
+
+
 @contextmanager
 def running_container(
-    image: Image, root: Path, wire: Network, work: Path, command: Sequence[str] = ()
+    image: Image, root: Path, wire: Network, work: Path, setup: Setup | None = None
 ) -> Iterator[Container]:
-    """The image with only its two mounts writable, for as long as the block runs.
-
-    Both are as Kubernetes makes an ``emptyDir``: root's own, and open to all.
+    """The image with nothing writable but its volumes, for as long as the block runs.
 
     Args:
         image: what the image says of itself.
         root: its files.
         wire: its network.
         work: an empty folder for what it writes.
-        command: instead of entry point and command, as Kubernetes' ``command`` and ``args``.
+        setup: what else it gets.
     """
-    state, files, log, spec_file = work / "state", work / "etc", work / "log", work / "spec.json"
-    state.mkdir()
-    state.chmod(0o777)
+    setup = setup or Setup()
+    files, log, spec_file = work / "etc", work / "log", work / "spec.json"
     files.mkdir()
     (files / "hosts").write_text(f"127.0.0.1 localhost\n{wire.address} container\n")
     (files / "resolv.conf").write_text("")
     (files / "hostname").write_text("container\n")
     user, group = image.ids
+    on_disk = [point for point in setup.volumes if point != _IN_MEMORY]
     spec = enter.Spec(
         root=str(root),
-        writable={WRITABLE[0]: None, WRITABLE[1]: str(state)},
+        writable={
+            **dict.fromkeys(set(setup.volumes) - set(on_disk)),
+            **{point: str(_volume(work / "volumes" / point.lstrip("/"), group)) for point in on_disk},
+        },
+        read_only={
+            point: str(_secret(work / "secrets" / point.lstrip("/"), texts, group))
+            for point, texts in setup.secrets.items()
+        },
         files=str(files),
         user=user,
         group=group,
         working_dir=image.working_dir,
-        env=image.env,
-        command=list(command or image.entrypoint + image.command),
+        env={**image.env, **setup.env},
+        command=list(setup.command or image.entrypoint + image.command),
     )
     spec_file.write_text(json.dumps(asdict(spec)))
     spaces = ("--mount", "--pid", "--uts", "--ipc", "--fork", "--propagation=private", "--kill-child=KILL")
@@ -181,4 +230,4 @@ def running_container(
         )
         stack.callback(process.wait)
         stack.callback(process.kill)  # and with it, by --kill-child, everything in the namespace
-        yield Container(image, process, log)
+        yield Container(image, setup, process, log)

@@ -31,6 +31,7 @@ class Spec:
     Attributes:
         root: the image's files.
         writable: folder on this machine by mount point; ``None`` for one in memory.
+        read_only: likewise, for what may only be read.
         files: folder on this machine with the files that an engine puts into ``/etc``.
         user: numeric user.
         group: numeric group.
@@ -41,6 +42,7 @@ class Spec:
 
     root: str
     writable: dict[str, str | None]
+    read_only: dict[str, str]
     files: str
     user: int
     group: int
@@ -61,18 +63,29 @@ def _lay_out(spec: Spec) -> None:
     _mount("-t", "sysfs", "-o", f"ro,{_SAFE}", "sysfs", root / "sys")
     _lay_out_dev(root / "dev")
     for point, folder in spec.writable.items():
-        place = root / point.lstrip("/")
+        place = _mount_point(root, point)
         if folder is None:
             _mount("-t", "tmpfs", "-o", f"mode=0777,{_SAFE}", "tmpfs", place)
         else:
             _mount("--bind", folder, place)
             _mount("-o", f"remount,bind,{_SAFE}", place)
+    for point, folder in spec.read_only.items():
+        place = _mount_point(root, point)
+        _mount("--bind", folder, place)
+        _mount("-o", f"remount,bind,ro,{_SAFE}", place)
     for file in Path(spec.files).iterdir():
         place = root / "etc" / file.name
         place.touch()
         _mount("--bind", file, place)
         _mount("-o", "remount,bind,ro", place)
     _mount("-o", "remount,bind,ro", root)
+
+
+def _mount_point(root: Path, point: str) -> Path:
+    """Its place below ``root``; made if the image does not have it, as engines do."""
+    place = root / point.lstrip("/")
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def _lay_out_dev(dev: Path) -> None:

@@ -20,6 +20,7 @@ from tests.compose import ROOT, compose, env_file
 from tests.integration.conftest import free_port
 
 PATIENCE_SECONDS = 180.0
+ETC_PROMETHEUS = "/etc/prometheus"
 PASSWORD = "a-password-of-a-test"
 
 
@@ -92,13 +93,11 @@ def _port(client: redis.Redis) -> int:
 
 
 def test_prometheus_takes_its_command_and_configuration(services: dict[str, Any], tmp_path: Path) -> None:
-    config = ROOT / "ops" / "prometheus.yml"
+    config = _laid_out(services["prometheus"]["volumes"], tmp_path / "etc") / "prometheus.yml"
     subprocess.run(["promtool", "check", "config", config], check=True, capture_output=True)
-    mounted = services["prometheus"]["volumes"][0].split(":")
-    assert (ROOT / mounted[0]).resolve() == config
     port = free_port()
     places = {
-        mounted[1]: str(config),
+        f"{ETC_PROMETHEUS}/prometheus.yml": str(config),
         "path=/prometheus": f"path={tmp_path / 'data'}",
         "0.0.0.0:9090": f"127.0.0.1:{port}",
     }
@@ -112,6 +111,16 @@ def test_prometheus_takes_its_command_and_configuration(services: dict[str, Any]
     assert [target["scrapeUrl"] for target in targets] == [
         f"http://service:{services['service']['environment']['FASTERVLM_METRICS_PORT']}/metrics"
     ]
+
+
+def _laid_out(volumes: list[str], folder: Path) -> Path:
+    """What the container finds in Prometheus' folder: the configuration, and the rules that it names."""
+    for source, place, *_ in (volume.split(":") for volume in volumes):
+        if place.startswith(ETC_PROMETHEUS):
+            copy = folder / Path(place).relative_to(ETC_PROMETHEUS)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / source, copy)
+    return folder
 
 
 def _targets(port: int) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from tests.integration.conftest import MAX_INLINE_BYTES, Service, serve_log_fold
 from tests.integration.scrape import PATIENCE_SECONDS, POLL_SECONDS, scrape, settled, wait_for_growth
 
 APP = {"application": "fastervlm-video"}
+ROUNDING_SECONDS = 0.001
 
 
 def _entry_bytes(service: Service) -> dict[bytes, int]:
@@ -73,6 +74,10 @@ def test_where_the_time_goes_and_what_was_reused(service: Service) -> None:
     name = "fastervlm_answer_seconds_count"
     wait_for_growth(before, name, 3, stage="total", **APP)
     now = settled()
+
+    def grown(name: str, **tags: str) -> float:
+        return now.total(name, **tags, **APP) - before.total(name, **tags, **APP)
+
     for stage, hits, misses in (
         ("fetch", 2, 1),
         ("decode", 0, 1),
@@ -80,16 +85,33 @@ def test_where_the_time_goes_and_what_was_reused(service: Service) -> None:
         ("generate", 2, 1),
         ("total", 2, 1),
     ):
-        for cache, amount in (("hit", hits), ("miss", misses)):
-            tags = {"stage": stage, "cache": cache, **APP}
-            assert now.total(name, **tags) - before.total(name, **tags) == amount, tags
+        assert grown(name, stage=stage, cache="hit") == hits, stage
+        assert grown(name, stage=stage, cache="miss") == misses, stage
     for kind, field in (("all", lambda u: u["prompt_tokens"]), ("reused", _reused)):
-        grown = now.total("fastervlm_prompt_tokens_total", kind=kind) - before.total(
-            "fastervlm_prompt_tokens_total", kind=kind
-        )
-        assert grown == sum(field(one["usage"]) for one in found) > 0
-    sums = {stage: now.total("fastervlm_answer_seconds_sum", stage=stage) for stage in ("first_token", "total")}
-    assert 0 < sums["first_token"] < sums["total"]
+        counted = grown("fastervlm_prompt_tokens_total", kind=kind)
+        assert counted == sum(field(one["usage"]) for one in found) > 0
+    first_token, total = (grown("fastervlm_answer_seconds_sum", stage=stage) for stage in ("first_token", "total"))
+    assert 0 < first_token < total
+
+
+def test_the_first_text_is_timed_from_the_request_on(service: Service) -> None:
+    file_id, name = service.upload(service.new_video()), "fastervlm_first_text_seconds"
+    before = settled()
+    service.answer(file_id=file_id)
+    question = {"file_id": file_id, "question": "What happens?", "stream": True}
+    with service.client.stream("POST", "/v1/ask", json=question) as response:
+        response.read()
+    wait_for_growth(before, f"{name}_count", 2, **APP)
+    now = settled()
+
+    def grown(name: str, **tags: str) -> float:
+        return now.total(name, **tags, **APP) - before.total(name, **tags, **APP)
+
+    for form, cache in (("whole", "miss"), ("stream", "hit")):
+        assert grown(f"{name}_count", form=form, cache=cache) == 1
+        in_generator = grown("fastervlm_answer_seconds_sum", stage="first_token", cache=cache)
+        total = grown("fastervlm_answer_seconds_sum", stage="total", cache=cache)
+        assert 0 < in_generator < grown(f"{name}_sum", form=form, cache=cache) < total + ROUNDING_SECONDS
 
 
 def _reused(usage: dict[str, Any]) -> int:

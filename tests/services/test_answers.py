@@ -120,6 +120,23 @@ def test_a_picture_of_several_views_is_one_frame() -> None:
     assert block.tokens_per_frame == [6, 6, 4]
 
 
+def test_the_first_text_is_timed_from_when_the_request_came_in() -> None:
+    timed: list[tuple[str, float]] = []
+    builder = AnswerBuilder(
+        digest=DIGEST,
+        fetch_seconds=0.0,
+        begin=time.perf_counter() - 10,
+        on_first_text=lambda cache, seconds: timed.append((cache, seconds)),
+    )
+    builder.add(READY)
+    assert timed == []
+    for event in WHOLE[1:]:
+        builder.add(event)
+    ((cache, seconds),) = timed  # once, not for every piece
+    assert cache == "miss"
+    assert 10 <= seconds < 70
+
+
 def test_an_answer_without_words() -> None:
     builder = new_builder()
     builder.add(READY)

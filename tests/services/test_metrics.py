@@ -21,6 +21,7 @@ from services.metrics import (
     RequestMeter,
     WorkMeter,
 )
+from services.settings import load_settings
 from tests.cache.samples import FINGERPRINT, make_cache_key, make_tokens
 from tests.services.live import PATIENCE_SECONDS
 
@@ -33,6 +34,7 @@ class Board:
         self.tagged: dict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
         self.gauges: dict[str, float] = {}
         self.observed: dict[tuple[str, tuple[tuple[str, str], ...]], list[float]] = defaultdict(list)
+        self.boundaries: dict[str, list[float]] = {}
         self.changed = threading.Event()
 
     def counter(self, name: str, description: str, **_: object) -> Any:
@@ -44,6 +46,7 @@ class Board:
 
     def histogram(self, name: str, description: str, *, boundaries: list[float], **_: object) -> Any:
         assert boundaries == sorted(set(boundaries))
+        self.boundaries[name] = boundaries
         return _Histogram(self, name)
 
 
@@ -134,6 +137,26 @@ def test_what_a_complete_answer_took(board: Board) -> None:
     }
 
 
+def test_what_users_wait_for_the_first_text(board: Board) -> None:
+    meter = AnswerMeter()
+    meter.first_text("hit", 0.25, streamed=True)
+    meter.first_text("miss", 2.5, streamed=False)
+    name = "fastervlm_first_text_seconds"
+    assert {tags: seen for (seen_name, tags), seen in board.observed.items() if seen_name == name} == {
+        (("cache", "hit"), ("form", "stream")): [0.25],
+        (("cache", "miss"), ("form", "whole")): [2.5],
+    }
+
+
+def test_the_longest_answer_fits_the_buckets(board: Board) -> None:
+    AnswerMeter()
+    WorkMeter("decode")
+    limits = load_settings()
+    for name in ("fastervlm_answer_seconds", "fastervlm_first_text_seconds"):
+        assert board.boundaries[name][-1] >= limits.request_timeout_seconds
+    assert board.boundaries["fastervlm_decode_seconds"][-1] >= limits.decode_timeout_seconds
+
+
 class Queue:
     def __init__(self, waiting: int, running: int) -> None:
         self.queue_depth, self.running = waiting, running
@@ -214,6 +237,7 @@ def test_the_thread_ends_with_the_cache(board: Board) -> None:
 def test_outside_of_a_replica_meters_do_no_harm(cache: TokenCache) -> None:
     WorkMeter("decode").record(videos=1, frames=8, seconds=0.1)
     AnswerMeter().record(cache="hit", medium=Medium.IMAGE)
+    AnswerMeter().first_text("hit", 0.1, streamed=True)
     AnswerMeter().complete(AnswerFacts("miss", {"total": 1.0}, 4, 1, 9, 0, 1))
     RequestMeter().record(route="ask", status="2xx", code="ok")
     EncoderMeter().together(3)

@@ -155,6 +155,7 @@ async def _answer(request: Request, service: VideoService, reading: _Reading) ->
         digest=question.digest,
         fetch_seconds=time.perf_counter() - begin,
         begin=begin,
+        on_first_text=functools.partial(service.answering.meter.first_text, streamed=streamed),
         on_complete=functools.partial(_count, service),
     )
     answering = service.answering.events(question, whole=not streamed)

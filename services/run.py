@@ -150,9 +150,10 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
     from services.app import APP_NAME, build_app
     from services.logs import serve_logging
 
-    _check_port_is_free(settings.host, settings.port, "FASTERVLM_HOST and FASTERVLM_PORT")
-    if settings.metrics_port is not None and not os.environ.get("RAY_ADDRESS"):  # else Ray would do without, in silence
-        _check_port_is_free(_ANYWHERE, settings.metrics_port, "FASTERVLM_METRICS_PORT")
+    if not os.environ.get("RAY_ADDRESS"):  # a cluster's proxies may have been listening before, and on other machines
+        _check_port_is_free(settings.host, settings.port, "FASTERVLM_HOST and FASTERVLM_PORT")
+        if settings.metrics_port is not None:  # else Ray would do without, in silence
+            _check_port_is_free(_ANYWHERE, settings.metrics_port, "FASTERVLM_METRICS_PORT")
     open_blob_store(settings)  # for its checks, before the stages would fail at it
     settings.keyring()  # likewise
     with ExitStack() as stack:

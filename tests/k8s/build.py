@@ -144,6 +144,12 @@ class Manifests:
         return found
 
     @property
+    def entries(self) -> dict[str, Object]:
+        """What stands under ``deployments`` in it, by the deployment's name."""
+        (application,) = self.serve_config["applications"]
+        return {entry["name"]: entry for entry in application["deployments"]}
+
+    @property
     def variables(self) -> dict[str, str]:
         """Environment that all Ray containers have from the ConfigMap."""
         (settings,) = self.all("ConfigMap")

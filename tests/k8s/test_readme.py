@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.k8s.build import COMPONENTS, FETCH, OVERLAYS, ROOT, Choice, Manifests, kustomize
+from tests.k8s.build import COMPONENTS, FETCH_MODEL, OVERLAYS, ROOT, Choice, Manifests, kustomize
 from tests.k8s.pods import pods_of, quantity
 
 README = (ROOT / "README.md").read_text()
@@ -17,8 +17,8 @@ def test_every_overlay_and_component_is_described() -> None:
     described = set(re.findall(r"^\| `((?:overlays|components)/[\w-]+)`", README, re.M))
     assert folders == described
     assert folders == {
-        *(f"overlays/{name}" for name in OVERLAYS),
-        *(f"components/{name}" for name in (*COMPONENTS, FETCH)),
+        *(f"overlays/{name}" for name in (*OVERLAYS, FETCH_MODEL.overlay)),
+        *(f"components/{name}" for name in COMPONENTS),
     }
 
 

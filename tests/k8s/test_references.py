@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from tests.k8s.build import ROOT, Choice, Manifests, Object
+from tests.k8s.conftest import EVERYWHERE
 from tests.k8s.pods import Pod, head_of, pods_of
 
 MADE_BY_KUBERNETES = {("ConfigMap", "kube-root-ca.crt")}
@@ -35,21 +36,26 @@ def _references(node: Any) -> Iterator[tuple[str, str]]:
                 yield from _references(value)
 
 
+def ray_clusters(manifests: Manifests) -> list[Object]:
+    """The Ray cluster, where there is one: it names Secrets outside of pods, too."""
+    return [manifests.cluster] if manifests.all("RayService") else []
+
+
 def _keys(manifests: Manifests, kind: str, name: str) -> set[str]:
     found = manifests.one(kind, name)
     return {*found.get("data", {}), *found.get("stringData", {})}
 
 
+@EVERYWHERE
 def test_what_pods_mount_and_read_is_there(manifests: Manifests) -> None:
-    cluster = manifests.cluster
-    for place in [*(pod.spec for pod in pods_of(manifests)), cluster.get("gcsFaultToleranceOptions", {})]:
+    for place in [pod.spec for pod in pods_of(manifests)] + ray_clusters(manifests):
         for kind, name in _references(place):
             assert (kind, name) in MADE_BY_KUBERNETES or name in manifests.names(kind), f"no {kind} {name}"
 
 
+@EVERYWHERE
 def test_every_secret_and_claim_is_used(manifests: Manifests) -> None:
-    places = [*(pod.spec for pod in pods_of(manifests)), manifests.cluster]
-    used = set(_references(places))
+    used = set(_references([pod.spec for pod in pods_of(manifests)] + ray_clusters(manifests)))
     for kind in ("Secret", "ConfigMap", "PersistentVolumeClaim"):
         assert {(kind, name) for name in manifests.names(kind)} <= used
 
@@ -62,6 +68,7 @@ def test_keys_of_secrets_are_there(manifests: Manifests) -> None:
             assert source is None or source["key"] in _keys(manifests, "Secret", source["name"])
 
 
+@EVERYWHERE
 def test_volume_mounts_are_of_the_pods_volumes(manifests: Manifests) -> None:
     for pod in pods_of(manifests):
         volumes = {volume["name"] for volume in pod.spec.get("volumes", [])}

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2] / "k8s"
 OVERLAYS = ("cpu-mini", "gpu", "gpu-fractional")
 """Those with the service in them."""
 WITH_A_MODEL_VOLUME = ("gpu", "gpu-fractional")
-COMPONENTS = ("gcs-fault-tolerance", "s3-blobs", "gateway")
+COMPONENTS = ("gcs-fault-tolerance", "s3-blobs", "gateway", "log-shipping")
 STRICT = "K8S_CHECK"
 """Set by ``make k8s-check``: without kubectl these tests then fail, and are not skipped."""
 
@@ -153,8 +153,8 @@ class Manifests:
     @property
     def variables(self) -> dict[str, str]:
         """Environment that all Ray containers have from the ConfigMap."""
-        (settings,) = self.all("ConfigMap")
-        found: dict[str, str] = settings["data"]
+        (source,) = self.cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["envFrom"]
+        found: dict[str, str] = self.one("ConfigMap", source["configMapRef"]["name"])["data"]
         return found
 
     def settings(self, monkeypatch: pytest.MonkeyPatch) -> Settings:

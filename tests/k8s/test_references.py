@@ -159,23 +159,26 @@ def test_the_application_listens_where_routes_lead(manifests: Manifests) -> None
         assert ports["serve"] == options["port"]
 
 
-def test_images_are_two_and_pinned(manifests: Manifests) -> None:
+def test_images_are_few_and_pinned(manifests: Manifests, choice: Choice) -> None:
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
     images = {container["image"] for pod in pods_of(manifests) for container in pod.containers()}
-    for image in images:
-        name, _, tag = image.rpartition(":")
-        if name.rpartition("/")[2] == project["name"]:
-            assert tag == project["version"]
-        else:
-            assert name == "redis"
-            assert re.fullmatch(r"8\.\d+", tag)
-    assert len(images) == 2
+    tags = {
+        f"registry.example.com/{project['name']}": re.escape(project["version"]),
+        "redis": r"8\.\d+",
+        **({"fluent/fluent-bit": r"\d+\.\d+\.\d+"} if "log-shipping" in choice.components else {}),
+    }
+    if choice.overlay == "cpu-mini":
+        tags[project["name"]] = tags.pop(f"registry.example.com/{project['name']}")
+    found = dict(image.rsplit(":", 1) for image in images)
+    assert found.keys() == tags.keys()
+    assert len(images) == len(found)
+    assert all(re.fullmatch(tags[name], tag) for name, tag in found.items())
 
 
 def test_images_are_named_in_kustomizations_only() -> None:
     files = [path for path in ROOT.rglob("*.yaml") if path.name != "kustomization.yaml"]
     named = [image for path in files for image in re.findall(r"^\s+(?:- )?image: (.+)$", path.read_text(), re.M)]
-    assert set(named) == {"fastervlm-video", "redis"}
+    assert set(named) == {"fastervlm-video", "redis", "fluent-bit"}
 
 
 def test_the_version_of_ray_is_the_one_the_project_runs_with(manifests: Manifests) -> None:

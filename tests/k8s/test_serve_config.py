@@ -8,6 +8,7 @@ from ray.serve.schema import ServeDeploySchema
 from services.proxy import PROXY_CALLBACK
 from services.settings import STAGES, settings_table
 from tests.k8s.build import Choice, Manifests, Object
+from tests.k8s.deployments import deployments_of
 from tests.k8s.test_ends import DRAIN_TIMEOUT
 
 KNOWN = {"HOME", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "RAY_USAGE_STATS_ENABLED", "OMP_NUM_THREADS"}
@@ -64,6 +65,13 @@ def test_the_proxies_know_the_upload_limits(manifests: Manifests) -> None:
 def without_draining(variables: list[Object]) -> list[Object]:
     """All but how long a container may take to end, in which head and workers differ."""
     return [variable for variable in variables if variable["name"] != DRAIN_TIMEOUT]
+
+
+def test_every_stage_logs_objects(manifests: Manifests, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has what its own settings say; ``logging_config`` is for what of Serve belongs to no stage."""
+    assert manifests.serve_config["logging_config"]["encoding"] == "JSON"
+    for stage in deployments_of(manifests.settings(monkeypatch)).values():
+        assert stage._deployment_config.logging_config["encoding"] == "JSON"
 
 
 def test_all_ray_containers_have_the_same_settings(manifests: Manifests, choice: Choice) -> None:

@@ -88,7 +88,9 @@ def test_a_damaged_ray_service_is_refused(damage: Callable[[Object], Any]) -> No
     assert not ray_service_validator().is_valid(found)
 
 
-@pytest.mark.parametrize("kind", ["NetworkPolicy", "PodDisruptionBudget", "Deployment", "PodMonitor", "Ingress"])
+@pytest.mark.parametrize(
+    "kind", ["NetworkPolicy", "PodDisruptionBudget", "Deployment", "PodMonitor", "PrometheusRule", "Ingress"]
+)
 def test_an_unknown_field_of_another_kind_is_refused(kind: str) -> None:
     found = copy.deepcopy(Manifests.of(Choice("gpu")).all(kind)[0])
     validate(found)

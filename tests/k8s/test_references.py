@@ -10,6 +10,7 @@ import ray
 
 from tests.k8s.build import ROOT, Choice, Manifests, Object
 from tests.k8s.conftest import EVERYWHERE
+from tests.k8s.network import selects
 from tests.k8s.pods import Pod, head_of, pods_of
 
 MADE_BY_KUBERNETES = {("ConfigMap", "kube-root-ca.crt")}
@@ -114,6 +115,17 @@ def test_budgets_leave_room_for_the_smallest_group(manifests: Manifests) -> None
         (pod,) = (pod for pod in pods_of(manifests) if selector.items() <= pod.labels.items())
         assert isinstance(least, int), "all that counts for pods that belong to a RayCluster"
         assert least <= pod.fewest
+
+
+def test_the_front_is_spread_over_machines_if_there_are_several(manifests: Manifests) -> None:
+    """One machine is enough, if there is no other: pods are not to wait for one."""
+    (front,) = (pod for pod in pods_of(manifests) if pod.name == "decode")
+    (constraint,) = front.spec["topologySpreadConstraints"]
+    assert constraint["topologyKey"] == "kubernetes.io/hostname"
+    assert constraint["whenUnsatisfiable"] == "ScheduleAnyway"
+    selected = [pod.name for pod in pods_of(manifests) if selects(constraint["labelSelector"], pod.labels)]
+    assert selected == ["decode"]
+    assert set(constraint["matchLabelKeys"]) <= front.labels.keys()
 
 
 def test_metrics_are_scraped_from_a_port_of_every_ray_pod(manifests: Manifests) -> None:

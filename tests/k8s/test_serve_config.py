@@ -9,6 +9,7 @@ from services.proxy import PROXY_CALLBACK
 from services.settings import STAGES, settings_table
 from tests.k8s.build import Choice, Manifests, Object
 from tests.k8s.deployments import deployments_of
+from tests.k8s.pods import quantity
 from tests.k8s.test_ends import DRAIN_TIMEOUT
 
 KNOWN = {"HOME", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "RAY_USAGE_STATS_ENABLED", "OMP_NUM_THREADS"}
@@ -90,3 +91,12 @@ def test_the_front_door_lets_uploads_through(manifests: Manifests, monkeypatch: 
     for ingress in manifests.all("Ingress"):
         size = ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-body-size"]
         assert int(size.removesuffix("m")) * 1024**2 > settings.max_upload_bytes
+
+
+def test_uploads_fit_where_they_are_kept(manifests: Manifests, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = manifests.settings(monkeypatch)
+    claims = [claim for claim in manifests.all("PersistentVolumeClaim") if "blobs" in claim["metadata"]["name"]]
+    assert len(claims) == settings.blob_location().startswith("file:")
+    for claim in claims:
+        assert settings.blob_quota_bytes < quantity(claim["spec"]["resources"]["requests"]["storage"])
+    assert claims or "FASTERVLM_BLOB_QUOTA_BYTES" in manifests.variables, "nothing else bounds a bucket"

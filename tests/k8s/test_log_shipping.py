@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.serve._private.logging_utils import ServeFormatter, get_component_file_name
-from ray.serve._private.utils import ServeComponentType
+from ray.serve._private.common import ServeComponentType
+from ray.serve._private.logging_utils import ServeFormatter
+from ray.serve._private.utils import get_component_file_name
 
 from tests.k8s.build import OVERLAYS, Choice, Manifests, Object
 from tests.k8s.pods import Pod, pods_of

@@ -18,9 +18,9 @@ from services.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2] / "k8s"
 OVERLAYS = ("cpu-mini", "gpu", "gpu-fractional")
+"""Those with the service in them."""
 WITH_A_MODEL_VOLUME = ("gpu", "gpu-fractional")
-COMPONENTS = ("gcs-fault-tolerance", "s3-blobs", "gateway")
-FETCH = "fetch-model"
+COMPONENTS = ("gcs-fault-tolerance", "s3-blobs", "gateway", "log-shipping")
 STRICT = "K8S_CHECK"
 """Set by ``make k8s-check``: without kubectl these tests then fail, and are not skipped."""
 
@@ -45,17 +45,18 @@ CHOICES = [
     for overlay in OVERLAYS
     for number in range(len(COMPONENTS) + 1)
     for chosen in itertools.combinations(COMPONENTS, number)
-] + [Choice(overlay, (*more, FETCH)) for overlay in WITH_A_MODEL_VOLUME for more in ((), COMPONENTS)]
-
+]
 """Every overlay with every set of components."""
 
 TYPICAL = [
     *(Choice(overlay) for overlay in OVERLAYS),
-    *(Choice("gpu", (name,)) for name in (*COMPONENTS, FETCH)),
-    Choice("cpu-mini", COMPONENTS),
-    *(Choice(overlay, (*COMPONENTS, FETCH)) for overlay in WITH_A_MODEL_VOLUME),
+    *(Choice("gpu", (name,)) for name in COMPONENTS),
+    *(Choice(overlay, COMPONENTS) for overlay in OVERLAYS),
 ]
 """Every overlay alone and with everything, and every component alone."""
+
+FETCH_MODEL = Choice("fetch-model")
+"""What is applied before an overlay with a model volume; there is no Ray in it."""
 
 
 def kubectl() -> str:
@@ -144,10 +145,16 @@ class Manifests:
         return found
 
     @property
+    def entries(self) -> dict[str, Object]:
+        """What stands under ``deployments`` in it, by the deployment's name."""
+        (application,) = self.serve_config["applications"]
+        return {entry["name"]: entry for entry in application["deployments"]}
+
+    @property
     def variables(self) -> dict[str, str]:
         """Environment that all Ray containers have from the ConfigMap."""
-        (settings,) = self.all("ConfigMap")
-        found: dict[str, str] = settings["data"]
+        (source,) = self.cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["envFrom"]
+        found: dict[str, str] = self.one("ConfigMap", source["configMapRef"]["name"])["data"]
         return found
 
     def settings(self, monkeypatch: pytest.MonkeyPatch) -> Settings:

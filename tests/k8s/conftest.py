@@ -2,7 +2,10 @@
 
 import pytest
 
-from tests.k8s.build import TYPICAL, Choice, Manifests
+from tests.k8s.build import FETCH_MODEL, TYPICAL, Choice, Manifests
+
+EVERYWHERE = pytest.mark.parametrize("choice", [*TYPICAL, FETCH_MODEL], ids=str, indirect=True)
+"""For tests of what holds without Ray as well; the others are of :data:`TYPICAL` alone."""
 
 
 @pytest.fixture(params=TYPICAL, ids=str)

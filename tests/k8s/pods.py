@@ -47,6 +47,8 @@ class Pod:
 def pods_of(manifests: Manifests) -> list[Pod]:
     """All kinds of pods of a choice."""
     owned = [_owned(found) for found in manifests.all("Deployment", "StatefulSet", "Job")]
+    if not manifests.all("RayService"):
+        return owned
     return [*owned, head_of(manifests), *(worker_of(manifests, group) for group in manifests.groups)]
 
 

@@ -66,6 +66,20 @@ _POD_MONITOR = _object(
     "selector",
     "podMetricsEndpoints",
 )
+_ALERT = _object(
+    {
+        "alert": {"type": "string", "pattern": r"^[A-Za-z]+$"},
+        "expr": {"type": "string"},
+        "for": _DURATION,
+        "labels": _LABELS,
+        "annotations": _LABELS,
+    },
+    "alert",
+    "expr",
+)
+_PROMETHEUS_RULE = _object(
+    {"groups": _list(_object({"name": {"type": "string"}, "rules": _list(_ALERT)}, "name", "rules"))}, "groups"
+)
 _MATCH = _object({"path": _object({"type": {"enum": ["Exact", "PathPrefix"]}, "value": {"type": "string"}}, "value")})
 _HTTP_ROUTE = _object(
     {
@@ -92,6 +106,7 @@ OTHERS: dict[tuple[str, str], Draft202012Validator] = {
     )
     for kind, spec in {
         ("monitoring.coreos.com/v1", "PodMonitor"): _POD_MONITOR,
+        ("monitoring.coreos.com/v1", "PrometheusRule"): _PROMETHEUS_RULE,
         ("gateway.networking.k8s.io/v1", "HTTPRoute"): _HTTP_ROUTE,
     }.items()
 }

@@ -3,10 +3,9 @@
 from typing import Any
 
 import pytest
-from ray.serve._private.build_app import build_app as resolve
 
-from services.app import APP_NAME, bind_stages
 from tests.k8s.build import OVERLAYS, Choice, Manifests
+from tests.k8s.deployments import deployments_of
 from tests.k8s.pods import Pod, head_of, worker_of
 
 GROUP_RESOURCES = {"decode", "encode", "generate"}
@@ -34,9 +33,7 @@ def manifests(request: pytest.FixtureRequest) -> Manifests:
 @pytest.fixture
 def deployed(manifests: Manifests, monkeypatch: pytest.MonkeyPatch) -> list[Deployed]:
     """The stages as the application's builder makes them from the settings."""
-    handle: Any = lambda deployment, _: deployment.name  # noqa: E731
-    application = bind_stages(manifests.settings(monkeypatch), available_gpus=0.0)
-    return [Deployed(found) for found in resolve(application, name=APP_NAME, make_deployment_handle=handle).deployments]
+    return [Deployed(found) for found in deployments_of(manifests.settings(monkeypatch)).values()]
 
 
 def workers(manifests: Manifests) -> list[Pod]:
@@ -95,6 +92,17 @@ def test_a_group_has_room_for_its_stages(manifests: Manifests, deployed: list[De
         fewest = [stage.demand for stage in stages for _ in range(stage.fewest)]
         most = [stage.demand for stage in stages for _ in range(stage.most)]
         assert pods_needed(pod, fewest) <= pod.fewest, "the pods that are always there"
+        assert pods_needed(pod, most) <= pod.most
+
+
+def test_a_rollout_has_room_to_begin_with(manifests: Manifests, deployed: list[Deployed]) -> None:
+    """Where new replicas start before old ones stop: all of them at the least load, at the most one of each stage."""
+    surging = {name for name, entry in manifests.entries.items() if entry.get("max_surge_percent")}
+    for pod in workers(manifests):
+        stages = [stage for stage in deployed if group_of(stage, workers(manifests)) == pod]
+        fewest = [stage.demand for stage in stages for _ in range(stage.fewest * (1 + (stage.name in surging)))]
+        most = [stage.demand for stage in stages for _ in range(stage.most + (stage.name in surging))]
+        assert pods_needed(pod, fewest) <= pod.fewest
         assert pods_needed(pod, most) <= pod.most
 
 

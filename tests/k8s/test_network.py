@@ -6,7 +6,11 @@ from tests.k8s.build import Choice, Manifests
 from tests.k8s.network import End, allowed, selects
 from tests.k8s.pods import pods_of
 
-METADATA = ("169.254.169.254", "fd00:ec2::254")
+METADATA = (
+    *("169.254.169.254", "169.254.170.2", "169.254.170.23", "100.100.100.200"),
+    *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fe80::a9fe:a9fe"),
+)
+"""Where clouds hand out the credentials of machines, of containers and of pods."""
 PUBLIC = ("203.0.113.7", "2001:db8::7")
 PRIVATE = "10.3.2.1"
 CLUSTER_DNS = End({"k8s-app": "kube-dns"}, "kube-system")
@@ -102,11 +106,10 @@ def test_the_operator_reaches_the_head(manifests: Manifests) -> None:
     assert ways_in(manifests, End({}, "kuberay-system"), DASHBOARD) == set()
 
 
-def test_names_can_be_looked_up(manifests: Manifests, choice: Choice) -> None:
-    asking = set(ray_ends(manifests)) | ({"fastervlm-fetch-model"} if "fetch-model" in choice.components else set())
+def test_names_can_be_looked_up(manifests: Manifests) -> None:
     for target in (CLUSTER_DNS, End(address="169.254.20.10")):
         for protocol in ("UDP", "TCP"):
-            assert ways_out(manifests, target, 53, protocol) == asking
+            assert ways_out(manifests, target, 53, protocol) == set(ray_ends(manifests))
     assert ways_out(manifests, End({}, "kube-system"), 53, "UDP") == set()
 
 
@@ -119,7 +122,6 @@ def test_the_machines_credentials_are_out_of_reach(manifests: Manifests) -> None
 def test_few_pods_reach_addresses_outside_and_on_few_ports(manifests: Manifests, choice: Choice) -> None:
     out = {"headgroup"}  # to the Kubernetes API
     out |= {"decode", "encode"} if "s3-blobs" in choice.components else set()
-    out |= {"fastervlm-fetch-model"} if "fetch-model" in choice.components else set()
     for address in PUBLIC:
         assert ways_out(manifests, End(address=address), HTTPS) == out
         assert ways_out(manifests, End(address=address), 6443) == {"headgroup"}

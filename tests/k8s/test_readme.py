@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.k8s.build import COMPONENTS, FETCH, OVERLAYS, ROOT, Choice, Manifests, kustomize
+from tests.k8s.build import COMPONENTS, FETCH_MODEL, OVERLAYS, ROOT, Choice, Manifests, kustomize
 from tests.k8s.pods import pods_of, quantity
 
 README = (ROOT / "README.md").read_text()
@@ -17,8 +17,8 @@ def test_every_overlay_and_component_is_described() -> None:
     described = set(re.findall(r"^\| `((?:overlays|components)/[\w-]+)`", README, re.M))
     assert folders == described
     assert folders == {
-        *(f"overlays/{name}" for name in OVERLAYS),
-        *(f"components/{name}" for name in (*COMPONENTS, FETCH)),
+        *(f"overlays/{name}" for name in (*OVERLAYS, FETCH_MODEL.overlay)),
+        *(f"components/{name}" for name in COMPONENTS),
     }
 
 
@@ -53,3 +53,17 @@ def test_what_the_mini_overlay_requests() -> None:
     cores = sum(quantity(found["cpu"]) for found in requests)
     gib = sum(quantity(found["memory"]) for found in requests) / 1024**3
     assert f"requests {cores:g} cores and {gib:g} GiB" in README
+
+
+def test_the_image_it_builds_and_loads_is_the_one_that_the_mini_overlay_runs() -> None:
+    images = {container["image"] for pod in pods_of(Manifests.of(Choice("cpu-mini"))) for container in pod.containers()}
+    (ours,) = (image for image in images if image.startswith("fastervlm-video"))
+    assert re.findall(r"docker build -t (\S+)", README) == [ours]
+    assert set(re.findall(r"(?:load docker-image|image load) (\S+)", README)) == {ours}
+
+
+def test_what_it_waits_for_and_deletes_is_in_the_overlay_that_fetches() -> None:
+    fetch = Manifests.of(FETCH_MODEL)
+    named = dict(re.findall(r"(job|networkpolicy)/([\w-]+)", README))
+    assert named["job"] in fetch.names("Job")
+    assert named["networkpolicy"] in fetch.names("NetworkPolicy")

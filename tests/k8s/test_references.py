@@ -9,6 +9,8 @@ import pytest
 import ray
 
 from tests.k8s.build import ROOT, Choice, Manifests, Object
+from tests.k8s.conftest import EVERYWHERE
+from tests.k8s.network import selects
 from tests.k8s.pods import Pod, head_of, pods_of
 
 MADE_BY_KUBERNETES = {("ConfigMap", "kube-root-ca.crt")}
@@ -35,21 +37,26 @@ def _references(node: Any) -> Iterator[tuple[str, str]]:
                 yield from _references(value)
 
 
+def ray_clusters(manifests: Manifests) -> list[Object]:
+    """The Ray cluster, where there is one: it names Secrets outside of pods, too."""
+    return [manifests.cluster] if manifests.all("RayService") else []
+
+
 def _keys(manifests: Manifests, kind: str, name: str) -> set[str]:
     found = manifests.one(kind, name)
     return {*found.get("data", {}), *found.get("stringData", {})}
 
 
+@EVERYWHERE
 def test_what_pods_mount_and_read_is_there(manifests: Manifests) -> None:
-    cluster = manifests.cluster
-    for place in [*(pod.spec for pod in pods_of(manifests)), cluster.get("gcsFaultToleranceOptions", {})]:
+    for place in [pod.spec for pod in pods_of(manifests)] + ray_clusters(manifests):
         for kind, name in _references(place):
             assert (kind, name) in MADE_BY_KUBERNETES or name in manifests.names(kind), f"no {kind} {name}"
 
 
+@EVERYWHERE
 def test_every_secret_and_claim_is_used(manifests: Manifests) -> None:
-    places = [*(pod.spec for pod in pods_of(manifests)), manifests.cluster]
-    used = set(_references(places))
+    used = set(_references([pod.spec for pod in pods_of(manifests)] + ray_clusters(manifests)))
     for kind in ("Secret", "ConfigMap", "PersistentVolumeClaim"):
         assert {(kind, name) for name in manifests.names(kind)} <= used
 
@@ -62,6 +69,7 @@ def test_keys_of_secrets_are_there(manifests: Manifests) -> None:
             assert source is None or source["key"] in _keys(manifests, "Secret", source["name"])
 
 
+@EVERYWHERE
 def test_volume_mounts_are_of_the_pods_volumes(manifests: Manifests) -> None:
     for pod in pods_of(manifests):
         volumes = {volume["name"] for volume in pod.spec.get("volumes", [])}
@@ -109,6 +117,17 @@ def test_budgets_leave_room_for_the_smallest_group(manifests: Manifests) -> None
         assert least <= pod.fewest
 
 
+def test_the_front_is_spread_over_machines_if_there_are_several(manifests: Manifests) -> None:
+    """One machine is enough, if there is no other: pods are not to wait for one."""
+    (front,) = (pod for pod in pods_of(manifests) if pod.name == "decode")
+    (constraint,) = front.spec["topologySpreadConstraints"]
+    assert constraint["topologyKey"] == "kubernetes.io/hostname"
+    assert constraint["whenUnsatisfiable"] == "ScheduleAnyway"
+    selected = [pod.name for pod in pods_of(manifests) if selects(constraint["labelSelector"], pod.labels)]
+    assert selected == ["decode"]
+    assert set(constraint["matchLabelKeys"]) <= front.labels.keys()
+
+
 def test_metrics_are_scraped_from_a_port_of_every_ray_pod(manifests: Manifests) -> None:
     for monitor in manifests.all("PodMonitor"):
         selector = monitor["spec"]["selector"]["matchLabels"]
@@ -152,23 +171,26 @@ def test_the_application_listens_where_routes_lead(manifests: Manifests) -> None
         assert ports["serve"] == options["port"]
 
 
-def test_images_are_two_and_pinned(manifests: Manifests) -> None:
+def test_images_are_few_and_pinned(manifests: Manifests, choice: Choice) -> None:
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
     images = {container["image"] for pod in pods_of(manifests) for container in pod.containers()}
-    for image in images:
-        name, _, tag = image.rpartition(":")
-        if name.rpartition("/")[2] == project["name"]:
-            assert tag == project["version"]
-        else:
-            assert name == "redis"
-            assert re.fullmatch(r"8\.\d+", tag)
-    assert len(images) == 2
+    tags = {
+        f"registry.example.com/{project['name']}": re.escape(project["version"]),
+        "redis": r"8\.\d+",
+        **({"fluent/fluent-bit": r"\d+\.\d+\.\d+"} if "log-shipping" in choice.components else {}),
+    }
+    if choice.overlay == "cpu-mini":
+        tags[project["name"]] = tags.pop(f"registry.example.com/{project['name']}")
+    found = dict(image.rsplit(":", 1) for image in images)
+    assert found.keys() == tags.keys()
+    assert len(images) == len(found)
+    assert all(re.fullmatch(tags[name], tag) for name, tag in found.items())
 
 
 def test_images_are_named_in_kustomizations_only() -> None:
     files = [path for path in ROOT.rglob("*.yaml") if path.name != "kustomization.yaml"]
     named = [image for path in files for image in re.findall(r"^\s+(?:- )?image: (.+)$", path.read_text(), re.M)]
-    assert set(named) == {"fastervlm-video", "redis"}
+    assert set(named) == {"fastervlm-video", "redis", "fluent-bit"}
 
 
 def test_the_version_of_ray_is_the_one_the_project_runs_with(manifests: Manifests) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from tests.k8s.build import CHOICES, Choice, Manifests, Object
+from tests.k8s.build import CHOICES, FETCH_MODEL, Choice, Manifests, Object
+from tests.k8s.conftest import EVERYWHERE
 from tests.k8s.crds.trim import trimmed, without_descriptions
 from tests.k8s.schemas import CRD, OTHERS, closed, ray_service_validator
 
@@ -36,19 +37,21 @@ def validate_once(text: str) -> None:
     validate(json.loads(text))
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("choice", [*CHOICES, FETCH_MODEL], ids=str)
 def test_every_object_is_valid(choice: Choice) -> None:
     manifests = Manifests.of(choice)
-    assert len(manifests.objects) > 15
+    assert len(manifests.objects) > (5 if choice == FETCH_MODEL else 15)
     for found in manifests.objects:
         validate_once(json.dumps(found))
 
 
+@EVERYWHERE
 def test_names_are_unique(manifests: Manifests) -> None:
     names = [(found["kind"], found["metadata"]["name"]) for found in manifests.objects]
     assert len(names) == len(set(names))
 
 
+@EVERYWHERE
 def test_everything_is_in_the_namespace(manifests: Manifests) -> None:
     (namespace,) = manifests.names("Namespace")
     for found in manifests.objects:
@@ -85,7 +88,9 @@ def test_a_damaged_ray_service_is_refused(damage: Callable[[Object], Any]) -> No
     assert not ray_service_validator().is_valid(found)
 
 
-@pytest.mark.parametrize("kind", ["NetworkPolicy", "PodDisruptionBudget", "Deployment", "PodMonitor", "Ingress"])
+@pytest.mark.parametrize(
+    "kind", ["NetworkPolicy", "PodDisruptionBudget", "Deployment", "PodMonitor", "PrometheusRule", "Ingress"]
+)
 def test_an_unknown_field_of_another_kind_is_refused(kind: str) -> None:
     found = copy.deepcopy(Manifests.of(Choice("gpu")).all(kind)[0])
     validate(found)

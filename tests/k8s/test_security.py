@@ -6,6 +6,7 @@ import pytest
 
 from services.tenants import parse_api_keys
 from tests.k8s.build import Choice, Manifests
+from tests.k8s.conftest import EVERYWHERE
 from tests.k8s.pods import Pod, head_of, pods_of, quantity
 
 SERVICE_USER = 10001
@@ -13,6 +14,7 @@ REDIS_USER = 999
 TOKEN_PLACE = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
+@EVERYWHERE
 def test_every_container_has_requests_and_limits(manifests: Manifests) -> None:
     for pod in pods_of(manifests):
         for container in pod.containers():
@@ -22,6 +24,7 @@ def test_every_container_has_requests_and_limits(manifests: Manifests) -> None:
             assert requests.get("nvidia.com/gpu") == limits.get("nvidia.com/gpu")
 
 
+@EVERYWHERE
 def test_every_container_is_restricted(manifests: Manifests) -> None:
     for pod in pods_of(manifests):
         own = pod.spec["securityContext"]
@@ -39,6 +42,7 @@ def test_every_container_is_restricted(manifests: Manifests) -> None:
         assert not [volume for volume in pod.spec.get("volumes", []) if "hostPath" in volume]
 
 
+@EVERYWHERE
 def test_the_namespace_enforces_the_strictest_standard(manifests: Manifests) -> None:
     assert manifests.one("Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
@@ -60,6 +64,7 @@ def test_what_ray_writes_to_is_there(manifests: Manifests) -> None:
     assert mounts(manifests.cluster["autoscalerOptions"])["/tmp"] == "tmp"
 
 
+@EVERYWHERE
 def test_no_pod_is_given_a_token_but_the_autoscaler(manifests: Manifests) -> None:
     for pod in pods_of(manifests):
         assert pod.spec["automountServiceAccountToken"] is False
@@ -67,7 +72,8 @@ def test_no_pod_is_given_a_token_but_the_autoscaler(manifests: Manifests) -> Non
         assert holders == (["autoscaler"] if pod.name == "headgroup" else [])
         if pod.name != "headgroup":
             assert pod.spec["serviceAccountName"] in manifests.names("ServiceAccount")
-    assert "serviceAccountName" not in head_of(manifests).spec  # KubeRay makes one with the autoscaler's rights
+        else:
+            assert "serviceAccountName" not in pod.spec  # KubeRay makes one with the autoscaler's rights
     for account in manifests.all("ServiceAccount"):
         assert account["automountServiceAccountToken"] is False
 

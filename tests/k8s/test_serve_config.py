@@ -7,7 +7,10 @@ from ray.serve.schema import ServeDeploySchema
 
 from services.proxy import PROXY_CALLBACK
 from services.settings import STAGES, settings_table
-from tests.k8s.build import Choice, Manifests
+from tests.k8s.build import Choice, Manifests, Object
+from tests.k8s.deployments import deployments_of
+from tests.k8s.pods import quantity
+from tests.k8s.test_ends import DRAIN_TIMEOUT
 
 KNOWN = {"HOME", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "RAY_USAGE_STATS_ENABLED", "OMP_NUM_THREADS"}
 KNOWN |= {"HF_HUB_OFFLINE", "AWS_EC2_METADATA_DISABLED"}
@@ -53,11 +56,23 @@ def test_variables_are_known(manifests: Manifests) -> None:
     given = set(manifests.variables)
     for group in [manifests.cluster["headGroupSpec"], *manifests.groups]:
         given |= {variable["name"] for variable in group["template"]["spec"]["containers"][0]["env"]}
-    assert given - KNOWN - {"TOKEN_CACHE_PASSWORD"} <= ours
+    assert given - KNOWN - {"TOKEN_CACHE_PASSWORD", DRAIN_TIMEOUT} <= ours
 
 
 def test_the_proxies_know_the_upload_limits(manifests: Manifests) -> None:
     assert manifests.variables["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == PROXY_CALLBACK
+
+
+def without_draining(variables: list[Object]) -> list[Object]:
+    """All but how long a container may take to end, in which head and workers differ."""
+    return [variable for variable in variables if variable["name"] != DRAIN_TIMEOUT]
+
+
+def test_every_stage_logs_objects(manifests: Manifests, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has what its own settings say; ``logging_config`` is for what of Serve belongs to no stage."""
+    assert manifests.serve_config["logging_config"]["encoding"] == "JSON"
+    for stage in deployments_of(manifests.settings(monkeypatch)).values():
+        assert stage._deployment_config.logging_config["encoding"] == "JSON"
 
 
 def test_all_ray_containers_have_the_same_settings(manifests: Manifests, choice: Choice) -> None:
@@ -65,7 +80,7 @@ def test_all_ray_containers_have_the_same_settings(manifests: Manifests, choice:
     head = manifests.cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
     for group in manifests.groups:
         worker = group["template"]["spec"]["containers"][0]
-        assert worker["env"] == head["env"]
+        assert without_draining(worker["env"]) == without_draining(head["env"])
         assert worker["envFrom"][: len(head["envFrom"])] == head["envFrom"]
         more = worker["envFrom"][len(head["envFrom"]) :]
         assert more == [] or ("s3-blobs" in choice.components and len(more) == 1)
@@ -74,10 +89,14 @@ def test_all_ray_containers_have_the_same_settings(manifests: Manifests, choice:
 def test_the_front_door_lets_uploads_through(manifests: Manifests, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = manifests.settings(monkeypatch)
     for ingress in manifests.all("Ingress"):
-        annotations = ingress["metadata"]["annotations"]
-        megabytes = annotations["nginx.ingress.kubernetes.io/proxy-body-size"].removesuffix("m")
-        assert int(megabytes) * 1024**2 > settings.max_upload_bytes
-        assert int(annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"]) > settings.request_timeout_seconds
-    for route in manifests.all("HTTPRoute"):
-        seconds = int(route["spec"]["rules"][0]["timeouts"]["request"].removesuffix("s"))
-        assert seconds >= settings.upload_timeout_seconds + settings.request_timeout_seconds
+        size = ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-body-size"]
+        assert int(size.removesuffix("m")) * 1024**2 > settings.max_upload_bytes
+
+
+def test_uploads_fit_where_they_are_kept(manifests: Manifests, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = manifests.settings(monkeypatch)
+    claims = [claim for claim in manifests.all("PersistentVolumeClaim") if "blobs" in claim["metadata"]["name"]]
+    assert len(claims) == settings.blob_location().startswith("file:")
+    for claim in claims:
+        assert settings.blob_quota_bytes < quantity(claim["spec"]["resources"]["requests"]["storage"])
+    assert claims or "FASTERVLM_BLOB_QUOTA_BYTES" in manifests.variables, "nothing else bounds a bucket"

@@ -98,7 +98,7 @@ def test_a_judge_with_its_key_from_the_environment(
         (("-d", "[red]nothing"), "'[red]nothing'"),
         (("-d", "mvbench:none.json"), "OpenGVLab/MVBench"),
         (("--methods", "nonsense"), "unknown pruning method 'nonsense'"),
-        (("--methods", "oracle"), "'oracle' needs"),
+        (("--methods", "oracle"), "needs a data set that knows where its objects are"),
         (("--keep", "half"), "not 'half'"),
         (("--keep", "0"), "keep must be in (0, 1], got 0"),
         (("--limit", "0"), "got 0"),

@@ -6,6 +6,7 @@ file by its extension.
 
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from fastervlm_video.errors import (
 __all__ = ["ByteReader", "MediaSource", "PositionedFile", "check_size", "open_regular_file", "open_source"]
 
 _COPY_BYTES = 1024**2
+_URL = re.compile(r"data:|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_SHOWN_CHARS = 200
 
 
 class ByteReader(Protocol):
@@ -138,14 +141,20 @@ def open_regular_file(path: str | os.PathLike[str]) -> int:
     try:
         # O_NONBLOCK: opening a named pipe without a writer must not wait for one.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise VideoNotFoundError(f"there is no file {os.fspath(path)!r}") from error
     except (OSError, ValueError) as error:
-        raise VideoNotFoundError(f"{os.fspath(path)!r} cannot be opened: {error}") from error
+        raise VideoNotFoundError(_why_not_found(os.fspath(path), error)) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UnsupportedMediaError(f"{os.fspath(path)!r} is not a regular file")
     return descriptor
+
+
+def _why_not_found(path: str, error: Exception) -> str:
+    if _URL.match(path):
+        return f"{path[:_SHOWN_CHARS]!r} is a URL, which is not fetched: give a path, bytes or a binary file object"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {path!r}"
+    return f"{path[:_SHOWN_CHARS]!r} cannot be opened: {getattr(error, 'strerror', None) or error}"
 
 
 def check_size(size: int, limits: MediaLimits) -> None:

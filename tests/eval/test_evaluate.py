@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastervlm_video import VideoQA
-from fastervlm_video.config import FrameSampling, Medium, PruneSpec, SamplingParams
+from fastervlm_video.config import FrameSampling, MediaLimits, Medium, PruneSpec, SamplingParams
 from fastervlm_video.errors import InvalidInputError, InvalidRequestError
 from fastervlm_video.eval import (
     BLIND,
@@ -196,6 +196,12 @@ def test_videos_that_cannot_be_decoded_are_left_out_and_told(qa: VideoQA, tmp_pa
         (questions.parent / f"videos/000{index}.mp4").write_bytes(b"no video either")
     with pytest.raises(InvalidInputError, match="none of the 3 videos can be decoded"):
         evaluate(qa, read_jsonl(questions), tmp_path / "other", methods=["random"], keeps=(0.5,), sampling=FRAMES)
+
+
+def test_the_models_limits_hold_for_data_sets_too(qa: VideoQA, dataset: Dataset, tmp_path: Path) -> None:
+    with VideoQA(qa.facts, device="cpu", limits=MediaLimits(max_bytes=10)) as strict:
+        with pytest.raises(InvalidInputError, match="none of the 4 videos can be decoded.*more than the 10 allowed"):
+            run(strict, dataset, tmp_path, "random")
 
 
 def test_questions_that_cannot_be_asked_count_as_wrong(qa: VideoQA, dataset: Dataset, tmp_path: Path) -> None:

@@ -14,18 +14,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fastervlm_video.config import PruneSpec
+from fastervlm_video.config import MEASURED_KEEP_RATIOS, PruneSpec
 from fastervlm_video.errors import InvalidRequestError
 from fastervlm_video.prune import get_method, method_names
 
-__all__ = ["ALL_METHODS", "BLIND", "DEFAULT_KEEPS", "FASTV", "FULL", "ORACLE", "Arm", "make_arms"]
+__all__ = ["ALL_METHODS", "BLIND", "DEFAULT_KEEPS", "FASTV", "FULL", "ORACLE", "Arm", "check_arms", "make_arms"]
 
 ALL_METHODS = "all"
 FULL = "full"
 BLIND = "blind"
 ORACLE = "oracle"
 FASTV = "fastv"
-DEFAULT_KEEPS = (1.0, 0.5, 0.25, 0.1, 0.05, 0.025)
+DEFAULT_KEEPS = MEASURED_KEEP_RATIOS
 _FASTV_DEFAULT_LAYER = 2  # the paper's
 
 
@@ -89,11 +89,9 @@ def make_arms(
     Raises:
         InvalidRequestError: an unknown or refused method, a share or a number of seeds out of range.
     """
+    check_arms(methods := tuple(methods), keeps)
     if random_seeds < 1:
         raise InvalidRequestError(f"random_seeds must be at least 1, got {random_seeds}")
-    for keep in keeps:
-        if not (math.isfinite(keep) and 0 < keep <= 1):
-            raise InvalidRequestError(f"keep must be in (0, 1], got {keep}")
     refused = dict(refused or {})
     if not knows_objects:
         refused[ORACLE] = "it needs a data set that knows where its objects are, such as 'mini'"
@@ -103,6 +101,20 @@ def make_arms(
         seeds = range(seed, seed + random_seeds if seeded else seed + 1)
         arms += [Arm(method, keep, one) for keep in sorted(set(keeps), reverse=True) if keep < 1 for one in seeds]
     return tuple(dict.fromkeys(arms))
+
+
+def check_arms(methods: Iterable[str], keeps: Iterable[float]) -> None:
+    """What can be said of them without a model.
+
+    Raises:
+        InvalidRequestError: an unknown method, or a share out of range.
+    """
+    for name in methods:
+        if name not in {ALL_METHODS, FULL, BLIND, ORACLE} and name.partition(":")[0] != FASTV:
+            get_method(name)
+    for keep in keeps:
+        if not (math.isfinite(keep) and 0 < keep <= 1):
+            raise InvalidRequestError(f"keep must be in (0, 1], got {keep}")
 
 
 def _expand(methods: Iterable[str], text_layers: int, refused: Mapping[str, str]) -> list[str]:
@@ -118,7 +130,7 @@ def _expand(methods: Iterable[str], text_layers: int, refused: Mapping[str, str]
         elif kind == FASTV:
             names.append(_fastv(name, text_layers))
         elif name not in {FULL, BLIND}:  # these are always there
-            names.append(name if name == ORACLE else get_method(name).name)
+            names.append(name)
     return list(dict.fromkeys(names))
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fastervlm_video.config import FrameSampling, PruneSpec
+from fastervlm_video.errors import InvalidRequestError
 from fastervlm_video.eval.arms import ALL_METHODS, DEFAULT_KEEPS, FASTV, ORACLE, make_arms
 from fastervlm_video.eval.datasets import Dataset
 from fastervlm_video.eval.judge import Judge, judge_predictions
@@ -70,6 +71,8 @@ def evaluate(
             decoded.
         FasterVLMError: the model, or the judge, failed.
     """
+    if bootstrap < 1:
+        raise InvalidRequestError(f"bootstrap must be at least 1, got {bootstrap}")
     sampling = sampling or FrameSampling()
     arms = make_arms(
         methods,
@@ -80,6 +83,8 @@ def evaluate(
         knows_objects=dataset.coverage is not None,
         refused=_refused(qa.facts, sampling),
     )
+    if judge is not None:
+        judge.check()
     manifest = _manifest(qa, dataset, sampling, max_tokens)
     with PredictionStore(out, manifest, resume=resume) as store:
         runner = Runner(qa, dataset, arms, store, sampling=sampling, max_tokens=max_tokens, progress=progress)
@@ -115,6 +120,8 @@ def _manifest(qa: VideoQA, dataset: Dataset, sampling: FrameSampling, max_tokens
         "questions": len(dataset.samples),
         "num_frames": sampling.num_frames,
         "max_tokens": max_tokens,
+        "image_layout": qa.facts.options.image_layout.value,
+        "frame_label": qa.facts.options.frame_label,
         "device": qa.encoder.device.type,
         "dtype": str(qa.encoder.dtype),
         "storage_dtype": qa.cache_dtype.value,

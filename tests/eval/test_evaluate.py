@@ -198,10 +198,17 @@ def test_videos_that_cannot_be_decoded_are_left_out_and_told(qa: VideoQA, tmp_pa
         evaluate(qa, read_jsonl(questions), tmp_path / "other", methods=["random"], keeps=(0.5,), sampling=FRAMES)
 
 
+def test_draws_are_counted_before_the_work(qa: VideoQA, dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="bootstrap must be at least 1, got 0"):
+        evaluate(qa, dataset, tmp_path / "run", methods=["random"], bootstrap=0)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_models_limits_hold_for_data_sets_too(qa: VideoQA, dataset: Dataset, tmp_path: Path) -> None:
-    with VideoQA(qa.facts, device="cpu", limits=MediaLimits(max_bytes=10)) as strict:
-        with pytest.raises(InvalidInputError, match="none of the 4 videos can be decoded.*more than the 10 allowed"):
-            run(strict, dataset, tmp_path, "random")
+    told = r"none of the 4 videos can be decoded.*more than the 10 allowed"
+    strict = VideoQA(qa.facts, device="cpu", limits=MediaLimits(max_bytes=10))
+    with strict, pytest.raises(InvalidInputError, match=told):
+        run(strict, dataset, tmp_path, "random")
 
 
 def test_questions_that_cannot_be_asked_count_as_wrong(qa: VideoQA, dataset: Dataset, tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ from fastervlm_video.language import (
 )
 from fastervlm_video.media import SNIFF_BYTES, FrameBatch, Progress, decode_picture, decode_video, sniff_medium
 from fastervlm_video.media.sources import MediaSource, open_source
-from fastervlm_video.models import LanguageHalf
+from fastervlm_video.models import LanguageHalf, resolve_device, resolve_dtype
 from fastervlm_video.plan import ModelFacts
+from fastervlm_video.prune import get_method
 from fastervlm_video.vision import VisionEncoder, VisualTokens
 
 __all__ = ["Answer", "EncodedVideo", "VideoQA"]
@@ -174,8 +175,12 @@ class VideoQA:
             InvalidRequestError: a value is out of range.
         """
         prune = PruneSpec(method=method, keep_ratio=keep_ratio, keep_tokens=keep_tokens, keep_cls=keep_cls)
-        facts = ModelFacts.open(model, revision=revision, options=options)
         sampling = FrameSampling(num_frames)
+        # What is spelt wrong is found before gigabytes are downloaded.
+        get_method(method)
+        resolve_dtype(dtype, resolve_device(device))
+        Storage.parse(cache_dtype or DEFAULT_STORAGE)
+        facts = ModelFacts.open(model, revision=revision, options=options)
         return cls(
             facts,
             prune=prune,

@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "picture": {"media", "vision"},
     "eval": {"cache", "language", "media", "mini", "models", "pipeline", "plan", "prune", "vision"},
     "cli_tools": {"pipeline", "plan"},
-    "cli_eval": {"cli_tools", "eval"},
+    "cli_eval": {"cli_options", "cli_tools", "eval"},
     "cli_train": {"cli_tools", "mini"},
     "cli_models": {"cli_tools", "mini", "models"},
     "sizing": set(),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastervlm_video.config import PruneSpec
-from fastervlm_video.prune import Need, PruneInputs, Selection, get_method
+from fastervlm_video.prune import Need, PruneInputs, Selection, check_selection, get_method
 from fastervlm_video.vision.layout import Region, is_whole
 from fastervlm_video.vision.passes import Span
 from fastervlm_video.vision.regions import select_in_regions
@@ -171,9 +171,14 @@ class VideoPruning:
             keys=given[Need.KEYS][:, :, 1:] if Need.KEYS in given else None,
         )
         if self._regions is None and self._views_apart == 1:
-            return self._method.select(inputs)
+            return self._ask(inputs)
         regions = self._regions or (Region(0, 0, *self._grid),) * len(self._pts_seconds)
-        return select_in_regions(self._method.select, inputs, regions[start:stop], self._views_apart)
+        return select_in_regions(self._ask, inputs, regions[start:stop], self._views_apart)
+
+    def _ask(self, inputs: PruneInputs) -> Selection:
+        selection = self._method.select(inputs)
+        check_selection(self._method, inputs, selection)
+        return selection
 
     def _take(self, selection: Selection, features: Tensor) -> KeptTokens:
         """The chosen rows, and [CLS], of features [T, 1+N, C]; copies, so that the rest may go."""

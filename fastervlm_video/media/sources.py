@@ -48,24 +48,25 @@ class PositionedFile:
     """Reads an open file descriptor without touching its shared offset.
 
     A descriptor handed to another process shares its offset with the sender's; two jobs on one file
-    would read each other's positions. ``pread`` does not use it.
+    would read each other's positions. ``pread`` does not use it. The file's size is that when this was made.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._size = os.fstat(descriptor).st_size
         self._position = 0
 
     def read(self, size: int = -1, /) -> bytes:
         """Up to ``size`` bytes from the current position; all that are left if negative."""
         if size < 0:
-            size = max(0, os.fstat(self._descriptor).st_size - self._position)
+            size = max(0, self._size - self._position)
         data = os.pread(self._descriptor, size, self._position)
         self._position += len(data)
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position; returns it."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: os.fstat(self._descriptor).st_size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise ValueError(f"cannot seek to {base + offset}")
         self._position = base + offset

@@ -78,7 +78,7 @@ UNREFERENCED_IS_FINAL = frozenset({"h264"})
 AUDIO_ONLY = "audio"
 """What :func:`sniff` calls files that hold sound and no picture track."""
 
-SNIFF_BYTES = 16
+_HEAD_BYTES = 16
 _TS_SYNC, _TS_PACKET_BYTES = 0x47, 188
 _MP4_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"free", b"skip", b"wide", b"pnot"))
 _HEIF_BRANDS = frozenset(b"avci avcs avif avis heic heim heis heix hevc hevm hevs hevx mif1 mif2 msf1".split())
@@ -94,7 +94,7 @@ def sniff(source: MediaSource) -> str | None:
     It only words the error about a file that libav could not open: a damaged video is not the same
     as something that never was one.
     """
-    head = source.read_at(0, SNIFF_BYTES)
+    head = source.read_at(0, _HEAD_BYTES)
     if head[4:8] in _MP4_BOXES:
         return "mp4"
     if head[:4] == b"RIFF":
@@ -122,13 +122,13 @@ def is_heif(head: bytes) -> bool:
     return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
 
 
-def refuse_heif(head: bytes) -> None:
+def refuse_heif(source: MediaSource) -> None:
     """Refuse what libav would open: it takes each tile of a large picture for a track, and so one tile for the whole.
 
     Raises:
         UnsupportedMediaError: the file is such a picture.
     """
-    if is_heif(head):
+    if is_heif(source.read_at(0, _HEAD_BYTES)):
         raise UnsupportedMediaError("HEIC and AVIF pictures are not supported; send JPEG, PNG or WebP")
 
 

@@ -42,7 +42,7 @@ def open_track(
         NoVideoStreamError: no picture track.
         CorruptMediaError: the container is damaged.
     """
-    containers.refuse_heif(source.read_at(0, containers.SNIFF_BYTES))
+    containers.refuse_heif(source)
     edits = "0" if shows_everything(source) else "1"
     source.seek(0)
     pixels = str(limits.max_pixels_per_frame)

@@ -98,7 +98,7 @@ def _decode(media: MediaSource, limits: MediaLimits) -> tuple[npt.NDArray[np.uin
         head = media.read_at(0, _WEBP_HEADER_BYTES)
         kind = _format_of(head)
         if kind is None:
-            refuse_heif(head)
+            refuse_heif(media)
             raise UnsupportedMediaError("not a picture of an allowed format; JPEG, PNG and WebP are")
         if kind == "webp":
             # Its reader makes room for the picture when it is built, and calls it damaged if there is none.

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,10 @@ from typer.exceptions import TyperException
 from fastervlm_video.cli_eval import eval_command, eval_compare
 from fastervlm_video.cli_models import models_command
 from fastervlm_video.cli_options import (
+    LIMITS,
+    DecodeTimeout,
     Device,
+    Dtype,
     File,
     FrameLabel,
     Frames,
@@ -21,6 +25,9 @@ from fastervlm_video.cli_options import (
     KeepCls,
     KeepTokens,
     Layout,
+    MaxBytes,
+    MaxDuration,
+    MaxPixels,
     Method,
     Model,
     Revision,
@@ -30,6 +37,7 @@ from fastervlm_video.cli_size import size_command
 from fastervlm_video.cli_tools import (
     EXIT_BAD_INPUT,
     Steps,
+    limits_of,
     one_line_errors,
     open_model,
     print_error,
@@ -42,6 +50,7 @@ from fastervlm_video.config import (
     DEFAULT_NUM_FRAMES,
     FrameSampling,
     ImageLayout,
+    MediaLimits,
     Medium,
     ModelOptions,
     PruneSpec,
@@ -68,6 +77,22 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        Console().print(f"{PROGRAM} {version(PROGRAM)}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What may stand before a command."""
+
+
 @app.command()
 def ask(
     file: File,
@@ -85,7 +110,12 @@ def ask(
     image_layout: Layout = ImageLayout.HUGGING_FACE,
     frame_label: FrameLabel = "",
     device: Device = "auto",
+    dtype: Dtype = "auto",
     revision: Revision = None,
+    max_bytes: MaxBytes = LIMITS.max_bytes,
+    max_duration_seconds: MaxDuration = LIMITS.max_duration_seconds,
+    max_pixels_per_frame: MaxPixels = LIMITS.max_pixels_per_frame,
+    decode_timeout_seconds: DecodeTimeout = LIMITS.timeout_seconds,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Answer a question about a video or a picture, in this process.
@@ -101,18 +131,28 @@ def ask(
     with one_line_errors(), steps_shown() as steps:
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
         prune = PruneSpec(method=method, keep_ratio=keep, keep_tokens=keep_tokens, keep_cls=keep_cls)
-        _check_file(file)
+        sampling = FrameSampling(frames)
+        limits = limits_of(
+            sampling,
+            max_bytes=max_bytes,
+            max_duration=max_duration_seconds,
+            max_pixels=max_pixels_per_frame,
+            decode_timeout=decode_timeout_seconds,
+        )
+        medium = _medium(file, limits)
         qa = open_model(
             steps,
             model=model,
             revision=revision,
             device=device,
+            dtype=dtype,
             prune=prune,
-            sampling=FrameSampling(frames),
+            sampling=sampling,
+            limits=limits,
             options=ModelOptions(image_layout, frame_label),
         )
         with qa:
-            qa.check_question(question, params, _medium(file))
+            qa.check_question(question, params, medium)
             encoded = _encode(steps, qa, file)
             with steps.step("Answering"):
                 answer = qa.ask(encoded, question, params)
@@ -136,7 +176,12 @@ def show(
     image_layout: Layout = ImageLayout.HUGGING_FACE,
     frame_label: FrameLabel = "",
     device: Device = "auto",
+    dtype: Dtype = "auto",
     revision: Revision = None,
+    max_bytes: MaxBytes = LIMITS.max_bytes,
+    max_duration_seconds: MaxDuration = LIMITS.max_duration_seconds,
+    max_pixels_per_frame: MaxPixels = LIMITS.max_pixels_per_frame,
+    decode_timeout_seconds: DecodeTimeout = LIMITS.timeout_seconds,
 ) -> None:
     """Draw a video's frames, or a picture's views, with the kept patches lit and the others dimmed.
 
@@ -150,15 +195,25 @@ def show(
     """
     with one_line_errors(), steps_shown() as steps:
         prune = PruneSpec(method=method, keep_ratio=keep, keep_tokens=keep_tokens)
-        _check_file(file)
+        sampling = FrameSampling(frames)
+        limits = limits_of(
+            sampling,
+            max_bytes=max_bytes,
+            max_duration=max_duration_seconds,
+            max_pixels=max_pixels_per_frame,
+            decode_timeout=decode_timeout_seconds,
+        )
+        _medium(file, limits)
         _check_picture(out)
         qa = open_model(
             steps,
             model=model,
             revision=revision,
             device=device,
+            dtype=dtype,
             prune=prune,
-            sampling=FrameSampling(frames),
+            sampling=sampling,
+            limits=limits,
             options=ModelOptions(image_layout, frame_label),
         )
         from fastervlm_video.picture import draw_kept_patches
@@ -206,14 +261,6 @@ app.command("size")(size_command)
 app.command("train-mini")(train_mini_command)
 
 
-def _check_file(file: Path) -> None:
-    """Before anything slow is loaded."""
-    if not file.exists():
-        raise InvalidInputError(f"cannot open {str(file)!r}: No such file or directory")
-    if not file.is_file():
-        raise InvalidInputError(f"cannot open {str(file)!r}: not a regular file")
-
-
 def _check_picture(out: Path) -> None:
     if out.suffix.lower() != ".png":
         raise InvalidInputError(f"the picture is a PNG: give --out a name that ends in .png, not {str(out)!r}")
@@ -221,15 +268,13 @@ def _check_picture(out: Path) -> None:
         raise InvalidInputError(f"cannot write {str(out)!r}: No such file or directory")
 
 
-def _medium(file: Path) -> Medium:
-    """Video or picture, by the file's first bytes."""
+def _medium(file: Path, limits: MediaLimits) -> Medium:
+    """Video or picture, by the file's first bytes; what is no file, or too large, before anything slow is loaded."""
     from fastervlm_video.media import SNIFF_BYTES, sniff_medium
+    from fastervlm_video.media.sources import open_source
 
-    try:
-        with file.open("rb") as opened:
-            return sniff_medium(opened.read(SNIFF_BYTES))
-    except OSError as exc:
-        raise InvalidInputError(f"cannot open {str(file)!r}: {exc.strerror or exc}") from exc
+    with open_source(file, limits) as media:
+        return sniff_medium(media.read_at(0, SNIFF_BYTES))
 
 
 def _encode(steps: Steps, qa: "VideoQA", file: Path) -> "EncodedVideo":

@@ -5,11 +5,31 @@ import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
-from fastervlm_video.cli_tools import one_line_errors, open_model, steps_shown, wide_console
-from fastervlm_video.config import DEFAULT_NUM_FRAMES, FrameSampling, PruneSpec
+from fastervlm_video.cli_options import (
+    LIMITS,
+    DecodeTimeout,
+    Device,
+    Dtype,
+    FrameLabel,
+    Layout,
+    MaxBytes,
+    MaxDuration,
+    MaxPixels,
+    Revision,
+)
+from fastervlm_video.cli_tools import limits_of, one_line_errors, open_model, steps_shown, wide_console
+from fastervlm_video.config import (
+    DEFAULT_NUM_FRAMES,
+    MEASURED_KEEP_RATIOS,
+    FrameSampling,
+    ImageLayout,
+    ModelOptions,
+    PruneSpec,
+)
 from fastervlm_video.errors import InvalidInputError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -17,9 +37,11 @@ if TYPE_CHECKING:
 
 __all__ = ["eval_command", "eval_compare"]
 
-_DEFAULT_KEEPS = "1,0.5,0.25,0.1,0.05,0.025"
+_KEEPS = ",".join(f"{share:g}" for share in MEASURED_KEEP_RATIOS)
+_OPENAI = "openai.com"
+_OPENAI_KEY = "OPENAI_API_KEY"
 
-Bootstrap = Annotated[int, typer.Option("--bootstrap", help="Draws behind the confidence intervals.")]
+Bootstrap = Annotated[int, typer.Option("--bootstrap", min=1, help="Draws behind the confidence intervals.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of methods that draw lots, and of the intervals.")]
 
 
@@ -44,7 +66,7 @@ def eval_command(
     ] = "all",
     keep: Annotated[
         str, typer.Option("--keep", help="Shares of the visual tokens, in (0, 1\\], with commas.")
-    ] = _DEFAULT_KEEPS,
+    ] = _KEEPS,
     model: Annotated[str, typer.Option("--model", "-m", help="As for ask.")] = "mini",
     limit: Annotated[
         int | None, typer.Option("--limit", help="Take the first so many videos only.", show_default=False)
@@ -79,15 +101,25 @@ def eval_command(
         str | None, typer.Option("--judge-model", help="The judge's name there.", show_default=False)
     ] = None,
     judge_key_env: Annotated[
-        str,
-        typer.Option("--judge-key-env", help="Environment variable that holds the judge's API key, if it needs one."),
-    ] = "OPENAI_API_KEY",
+        str | None,
+        typer.Option(
+            "--judge-key-env",
+            help=f"Environment variable that holds the judge's API key, if it needs one. OpenAI is sent {_OPENAI_KEY}, "
+            "others nothing unless told.",
+            show_default=False,
+        ),
+    ] = None,
     bootstrap: Bootstrap = 2000,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="Revision of a Hugging Face id.", show_default=False)
-    ] = None,
+    image_layout: Layout = ImageLayout.HUGGING_FACE,
+    frame_label: FrameLabel = "",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    max_bytes: MaxBytes = LIMITS.max_bytes,
+    max_duration_seconds: MaxDuration = LIMITS.max_duration_seconds,
+    max_pixels_per_frame: MaxPixels = LIMITS.max_pixels_per_frame,
+    decode_timeout_seconds: DecodeTimeout = LIMITS.timeout_seconds,
 ) -> None:
     """Measure what pruning costs: accuracy by method and share of visual tokens kept.
 
@@ -101,11 +133,18 @@ def eval_command(
     fastervlm-video eval -d gpt-zero-shot:MSVD_Zero_Shot_QA -m LanguageBind/Video-LLaVA-7B-hf
     """
     with one_line_errors(), steps_shown() as steps:
-        keeps = _shares(keep)
+        keeps, sampling = _shares(keep), FrameSampling(frames)
+        limits = limits_of(
+            sampling,
+            max_bytes=max_bytes,
+            max_duration=max_duration_seconds,
+            max_pixels=max_pixels_per_frame,
+            decode_timeout=decode_timeout_seconds,
+        )
+        named = [name.strip() for name in methods.split(",") if name.strip()]
         with steps.step("Opening the data set"):
-            questions = _open_dataset(dataset, limit)
+            questions = _open_dataset(dataset, limit, named, keeps)
         folder = out or Path("runs") / re.sub(r"[^\w.-]+", "-", dataset).strip("-")
-        sampling = FrameSampling(frames)
         with ExitStack() as stack:
             referee = stack.enter_context(_judge(judge, judge_model, judge_key_env)) if judge else None
             qa = stack.enter_context(
@@ -114,8 +153,11 @@ def eval_command(
                     model=model,
                     revision=revision,
                     device=device,
+                    dtype=dtype,
                     prune=PruneSpec(),
                     sampling=sampling,
+                    limits=limits,
+                    options=ModelOptions(image_layout, frame_label),
                     cache_dtype=cache_dtype,
                 )
             )
@@ -126,7 +168,7 @@ def eval_command(
                     qa,
                     questions,
                     folder,
-                    methods=[name.strip() for name in methods.split(",") if name.strip()],
+                    methods=named,
                     keeps=keeps,
                     seed=seed,
                     random_seeds=random_seeds,
@@ -185,16 +227,21 @@ def _shares(text: str) -> list[float]:
         raise InvalidRequestError(f"--keep takes numbers with commas, such as 0.1,0.05, not {text!r}") from exc
 
 
-def _open_dataset(name: str, limit: int | None) -> "Dataset":
-    from fastervlm_video.eval import open_dataset, require_matplotlib
+def _open_dataset(name: str, limit: int | None, methods: list[str], keeps: list[float]) -> "Dataset":
+    """Once everything else is known to be right."""
+    from fastervlm_video.eval import check_arms, open_dataset, require_matplotlib
 
     require_matplotlib()
+    check_arms(methods, keeps)
     return open_dataset(name, limit=limit)
 
 
-def _judge(url: str, model: str | None, key_variable: str) -> "Judge":
+def _judge(url: str, model: str | None, key_variable: str | None) -> "Judge":
     from fastervlm_video.eval import Judge
 
     if not model:
         raise InvalidInputError("a judge needs a model: give --judge-model")
-    return Judge(url, model, api_key=os.environ.get(key_variable))
+    host = urlsplit(url).hostname or ""
+    if key_variable is None and (host == _OPENAI or host.endswith(f".{_OPENAI}")):
+        key_variable = _OPENAI_KEY
+    return Judge(url, model, api_key=os.environ.get(key_variable) if key_variable else None)

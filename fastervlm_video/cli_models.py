@@ -41,7 +41,7 @@ def models_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """List the architectures that can be asked, and how many visual tokens each keep ratio keeps.
+    """List the architectures that can be asked, the pruning methods, and how many visual tokens each keep ratio keeps.
 
     No weights are read. Without --model, tokens are counted at the geometry of transformers' default configs,
     which is that of the published checkpoints.
@@ -64,12 +64,14 @@ def models_command(
 
 def _all_architectures() -> dict[str, Any]:
     from fastervlm_video.models import Blueprint, adapters
+    from fastervlm_video.prune import get_method, method_names
 
+    methods = [{"name": name, "source": get_method(name).source} for name in method_names()]
     found = []
     for adapter in adapters().values():
         opening = partial(Blueprint.of_config, adapter.config_class())
         found.append(_architecture(adapter.model_type) | {"tokens": _tokens(opening)})
-    return {"num_frames": DEFAULT_NUM_FRAMES, "architectures": found}
+    return {"num_frames": DEFAULT_NUM_FRAMES, "architectures": found, "methods": methods}
 
 
 def _one_checkpoint(model: str, revision: str | None) -> dict[str, Any]:
@@ -139,7 +141,12 @@ def _architectures_shown(found: dict[str, Any]) -> RenderableType:
     for one in found["architectures"]:
         tokens = one["tokens"]
         kept.add_row(one["title"], f"{tokens['image_size']} px", *map(str, tokens["kept_per_view"]))
-    parts: list[RenderableType] = [table, "", kept]
+    methods = Table(title="Pruning methods", title_justify="left", header_style="bold")
+    for column in ("name", "from"):
+        methods.add_column(column, overflow="fold")
+    for one in found["methods"]:
+        methods.add_row(Text(one["name"]), Text(one["source"]))
+    parts: list[RenderableType] = [table, "", methods, "", kept]
     for one in found["architectures"]:
         if "pictures" in one["tokens"]:
             parts += ["", _pictures_shown(one["title"], one["tokens"])]

@@ -1,14 +1,17 @@
-"""Arguments and options that ``ask`` and ``show`` have in common, with their help."""
+"""Arguments and options that commands have in common, with their help."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fastervlm_video.config import DEFAULT_KEEP_RATIO, ImageLayout
+from fastervlm_video.config import DEFAULT_KEEP_RATIO, ImageLayout, MediaLimits
 
 __all__ = [
+    "LIMITS",
+    "DecodeTimeout",
     "Device",
+    "Dtype",
     "File",
     "FrameLabel",
     "Frames",
@@ -16,6 +19,9 @@ __all__ = [
     "KeepCls",
     "KeepTokens",
     "Layout",
+    "MaxBytes",
+    "MaxDuration",
+    "MaxPixels",
     "Method",
     "Model",
     "Revision",
@@ -58,7 +64,11 @@ Frames = Annotated[
 ]
 Method = Annotated[
     str,
-    typer.Option("--method", help="How tokens are chosen: cls_attention (FasterVLM), random or uniform_grid."),
+    typer.Option(
+        "--method",
+        help="How tokens are chosen: cls_attention (FasterVLM), cls_dpp, divprune, evs, random, uniform_grid, "
+        "visionzip, vispruner, or a plug-in's.",
+    ),
 ]
 Layout = Annotated[
     ImageLayout,
@@ -78,4 +88,25 @@ FrameLabel = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype", help="Of the weights: float32, float16 or bfloat16; auto is float32 on a CPU and bfloat16 on a GPU."
+    ),
+]
 Revision = Annotated[str | None, typer.Option("--revision", help="Revision of a Hugging Face id.", show_default=False)]
+
+LIMITS = MediaLimits()
+"""Of files, unless options say otherwise."""
+_PANEL = "Limits of files"
+MaxBytes = Annotated[int, typer.Option("--max-bytes", help="Largest file.", rich_help_panel=_PANEL)]
+MaxDuration = Annotated[float, typer.Option("--max-duration-seconds", help="Longest video.", rich_help_panel=_PANEL)]
+MaxPixels = Annotated[
+    int,
+    typer.Option(
+        "--max-pixels-per-frame", help="Largest frame or picture, width times height.", rich_help_panel=_PANEL
+    ),
+]
+DecodeTimeout = Annotated[
+    float, typer.Option("--decode-timeout-seconds", help="Time limit of a decode.", rich_help_panel=_PANEL)
+]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from fastervlm_video.config import FrameSampling, ModelOptions, PruneSpec
+from fastervlm_video.config import FrameSampling, MediaLimits, ModelOptions, PruneSpec
 from fastervlm_video.errors import CheckpointError, FasterVLMError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ __all__ = [
     "EXIT_BAD_INPUT",
     "EXIT_FAILED",
     "Steps",
+    "limits_of",
     "one_line_errors",
     "open_model",
     "print_error",
@@ -65,6 +66,11 @@ def one_line_errors() -> Iterator[None]:
         print_error(exc.message)
         mendable = isinstance(exc, InvalidInputError | CheckpointError)
         raise typer.Exit(EXIT_BAD_INPUT if mendable else EXIT_FAILED) from exc
+    except RuntimeError as exc:
+        if type(exc).__name__ != "OutOfMemoryError":  # torch's, which not every command imports
+            raise
+        print_error(f"the GPU's memory is full: try --dtype bfloat16, fewer --frames, or --device cpu. {exc}")
+        raise typer.Exit(EXIT_FAILED) from exc
 
 
 def print_error(message: str) -> None:
@@ -89,8 +95,10 @@ def open_model(
     model: str,
     revision: str | None,
     device: str,
+    dtype: str,
     prune: PruneSpec,
     sampling: FrameSampling,
+    limits: MediaLimits,
     options: ModelOptions | None = None,
     cache_dtype: str | None = None,
 ) -> "VideoQA":
@@ -99,10 +107,34 @@ def open_model(
         from transformers.utils import logging as transformers_logging
 
         from fastervlm_video.pipeline import VideoQA
-        from fastervlm_video.plan import ModelFacts
 
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
     with steps.step("Opening the model"):
-        facts = ModelFacts.open(model, revision=revision, options=options)
-        return VideoQA(facts, prune=prune, sampling=sampling, device=device, cache_dtype=cache_dtype)
+        return VideoQA.from_pretrained(
+            model,
+            keep_ratio=prune.keep_ratio,
+            keep_tokens=prune.keep_tokens,
+            method=prune.method,
+            keep_cls=prune.keep_cls,
+            num_frames=sampling.num_frames,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            limits=limits,
+            cache_dtype=cache_dtype,
+            options=options,
+        )
+
+
+def limits_of(
+    sampling: FrameSampling, *, max_bytes: int, max_duration: float, max_pixels: int, decode_timeout: float
+) -> MediaLimits:
+    """What the options say. How many frames there may be is up to who asks for them."""
+    return MediaLimits(
+        max_bytes=max_bytes,
+        max_duration_seconds=max_duration,
+        max_pixels_per_frame=max_pixels,
+        max_num_frames=sampling.num_frames,
+        timeout_seconds=decode_timeout,
+    )

@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULT_KEEP_RATIO",
     "DEFAULT_METHOD",
     "DEFAULT_NUM_FRAMES",
+    "MEASURED_KEEP_RATIOS",
     "FrameResize",
     "FrameSampling",
     "ImageLayout",
@@ -27,6 +28,8 @@ __all__ = [
 
 DEFAULT_NUM_FRAMES = 8
 DEFAULT_KEEP_RATIO = 0.1
+MEASURED_KEEP_RATIOS = (1.0, 0.5, 0.25, 0.1, 0.05, 0.025)
+"""At which what pruning costs is measured, unless others are asked for."""
 DEFAULT_METHOD = "cls_attention"
 MAX_SEED = 2**63 - 1
 MAX_STOPS = 4

@@ -6,10 +6,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Generator, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Hashable
 from dataclasses import dataclass, field
-from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -25,7 +23,7 @@ from fastervlm_video.config import (
     PruneSpec,
     SamplingParams,
 )
-from fastervlm_video.errors import FingerprintMismatchError, InvalidRequestError, VideoNotFoundError
+from fastervlm_video.errors import FingerprintMismatchError, InvalidRequestError
 from fastervlm_video.language import (
     Engine,
     FinishReason,
@@ -37,8 +35,10 @@ from fastervlm_video.language import (
     iter_events,
 )
 from fastervlm_video.media import SNIFF_BYTES, FrameBatch, Progress, decode_picture, decode_video, sniff_medium
-from fastervlm_video.models import LanguageHalf
+from fastervlm_video.media.sources import MediaSource, open_source
+from fastervlm_video.models import LanguageHalf, resolve_device, resolve_dtype
 from fastervlm_video.plan import ModelFacts
+from fastervlm_video.prune import get_method
 from fastervlm_video.vision import VisionEncoder, VisualTokens
 
 __all__ = ["Answer", "EncodedVideo", "VideoQA"]
@@ -46,6 +46,7 @@ __all__ = ["Answer", "EncodedVideo", "VideoQA"]
 logger = logging.getLogger(__name__)
 
 _DEFAULT_CACHE_BYTES = 256 * 1024**2
+_READ_BYTES = 1024**2
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
@@ -174,8 +175,12 @@ class VideoQA:
             InvalidRequestError: a value is out of range.
         """
         prune = PruneSpec(method=method, keep_ratio=keep_ratio, keep_tokens=keep_tokens, keep_cls=keep_cls)
-        facts = ModelFacts.open(model, revision=revision, options=options)
         sampling = FrameSampling(num_frames)
+        # What is spelt wrong is found before gigabytes are downloaded.
+        get_method(method)
+        resolve_dtype(dtype, resolve_device(device))
+        Storage.parse(cache_dtype or DEFAULT_STORAGE)
+        facts = ModelFacts.open(model, revision=revision, options=options)
         return cls(
             facts,
             prune=prune,
@@ -186,6 +191,11 @@ class VideoQA:
             limits=limits,
             cache_dtype=cache_dtype,
         )
+
+    @property
+    def limits(self) -> MediaLimits:
+        """Bounds on the files that are decoded."""
+        return self._limits
 
     @property
     def cache_dtype(self) -> Storage:
@@ -241,19 +251,35 @@ class VideoQA:
         """Turn a video or a picture into its kept visual tokens, or take them from the cache.
 
         Args:
-            source: a path, a file's bytes, or a seekable binary file. What it is is seen from its first bytes.
+            source: a path, a file's bytes, or a binary file object, which is read from its start and left open. What
+                it is is seen from its first bytes.
             prune: instead of the default.
             sampling: which frames of a video, instead of the default.
             with_frames: decode the frames even if the tokens are cached.
             progress: called with (frames decoded, frames in all).
 
         Raises:
-            VideoNotFoundError: the path names no file.
+            VideoNotFoundError: the path names nothing that can be opened.
             MediaError: the file cannot be decoded within the limits.
-            InvalidRequestError: unknown method, or more tokens asked for than a frame has.
+            InvalidRequestError: unknown method, more tokens asked for than a frame has, or no source at all.
         """
-        prune, sampling = prune or self._prune, sampling or self._sampling
-        digest, medium = _content_digest(source), _medium(source)
+        with open_source(source, self._limits) as media:
+            return self._encode(
+                media, prune or self._prune, sampling or self._sampling, with_frames=with_frames, progress=progress
+            )
+
+    encode_video = encode
+
+    def _encode(
+        self,
+        media: MediaSource,
+        prune: PruneSpec,
+        sampling: FrameSampling,
+        *,
+        with_frames: bool = False,
+        progress: Progress | None = None,
+    ) -> EncodedVideo:
+        digest, medium = _content_digest(media), _medium(media)
         plan = self.facts.plan(digest, sampling, prune, medium=medium, dtype=self._cache.dtype)
         tokens = self._cache.lookup(plan.key, plan.tokens_per_frame, self.facts.fingerprint(medium))
         cached = tokens is not None
@@ -261,7 +287,7 @@ class VideoQA:
         frames = None
         if not cached or with_frames:
             begin = time.perf_counter()
-            frames = self._decode(source, medium, sampling, progress)
+            frames = self._decode(media, medium, sampling, progress)
             seconds["decode"] = time.perf_counter() - begin
         if tokens is None:
             assert frames is not None
@@ -275,17 +301,17 @@ class VideoQA:
         identity = plan.key.token_set(plan.tokens_per_frame)
         return EncodedVideo(tokens, digest, "hit" if cached else "miss", seconds, frames, identity)
 
-    encode_video = encode
-
-    def _decode(self, source: Source, medium: Medium, sampling: FrameSampling, progress: Progress | None) -> FrameBatch:
+    def _decode(
+        self, media: MediaSource, medium: Medium, sampling: FrameSampling, progress: Progress | None
+    ) -> FrameBatch:
         preprocessing, limits = self.facts.preprocessing(medium), self._limits
         resize, tiling = preprocessing.resize, preprocessing.tiling
         if medium is Medium.IMAGE:
-            frames = decode_picture(source, limits=limits, resize=resize, tiling=tiling)
+            frames = decode_picture(media, limits=limits, resize=resize, tiling=tiling)
             if progress is not None:
                 progress(1, 1)
             return frames
-        return decode_video(source, sampling, limits=limits, resize=resize, tiling=tiling, progress=progress)
+        return decode_video(media, sampling, limits=limits, resize=resize, tiling=tiling, progress=progress)
 
     def check_question(
         self, question: str, params: SamplingParams | None = None, medium: Medium = Medium.VIDEO
@@ -336,8 +362,9 @@ class VideoQA:
         if isinstance(video, EncodedVideo):
             encoded = video
         else:
-            self.check_question(question, params, _medium(video))
-            encoded = self.encode(video)
+            with open_source(video, self._limits) as media:
+                self.check_question(question, params, _medium(media))
+                encoded = self._encode(media, self._prune, self._sampling)
         tokens = encoded.tokens
         fingerprint = self.facts.fingerprint(tokens.medium)
         if tokens.fingerprint != fingerprint:
@@ -385,40 +412,14 @@ def _cache(given: TokenCache | None, dtype: str | None) -> TokenCache:
     return given
 
 
-def _content_digest(source: Source) -> str:
-    """SHA-256 of a file's bytes; a file object is read from its start and rewound."""
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
-    if isinstance(source, str | os.PathLike):
-        with _opened(source) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    source.seek(0)
+def _content_digest(media: MediaSource) -> str:
+    """SHA-256 of all bytes, hex."""
     digest = hashlib.sha256()
-    while chunk := source.read(1024**2):
-        digest.update(chunk)
-    source.seek(0)
+    media.seek(0)
+    while piece := media.read(_READ_BYTES):
+        digest.update(piece)
     return digest.hexdigest()
 
 
-def _medium(source: Source) -> Medium:
-    """What a file is; a file object is left at its start."""
-    if isinstance(source, bytes):
-        return sniff_medium(source[:SNIFF_BYTES])
-    if isinstance(source, str | os.PathLike):
-        with _opened(source) as file:
-            return sniff_medium(file.read(SNIFF_BYTES))
-    source.seek(0)
-    head = source.read(SNIFF_BYTES)
-    source.seek(0)
-    return sniff_medium(head)
-
-
-@contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
-    if Path(path).exists() and not Path(path).is_file():  # opening a pipe would wait for its other end
-        raise VideoNotFoundError(f"cannot open {os.fspath(path)!r}: not a regular file")
-    try:
-        with Path(path).open("rb") as file:
-            yield file
-    except OSError as exc:
-        raise VideoNotFoundError(f"cannot open {os.fspath(path)!r}: {exc.strerror}") from exc
+def _medium(media: MediaSource) -> Medium:
+    return sniff_medium(media.read_at(0, SNIFF_BYTES))

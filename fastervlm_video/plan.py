@@ -45,11 +45,13 @@ class ModelFacts:
         name: what answers call the model.
         checkpoint: files, config and tokenizer.
         prompts: lay out prompts in the checkpoint's chat format, by what they are about.
+        options: what was chosen about its architecture.
     """
 
     name: str
     checkpoint: Checkpoint
     prompts: Mapping[Medium, PromptBuilder]
+    options: ModelOptions = ModelOptions()
 
     @classmethod
     def open(
@@ -68,7 +70,8 @@ class ModelFacts:
         """
         found, options = resolve_model(model), options or ModelOptions()
         checkpoint = Checkpoint.open(found.location, revision, options=options)
-        return cls(found.name, checkpoint, {medium: _prompts(checkpoint, medium, options) for medium in Medium})
+        prompts = {medium: _prompts(checkpoint, medium, options) for medium in Medium}
+        return cls(found.name, checkpoint, prompts, options)
 
     def fingerprint(self, medium: Medium = Medium.VIDEO) -> str:
         """Identity of the tower that sees it."""

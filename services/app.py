@@ -29,6 +29,7 @@ _GPU_STAGES: tuple[StageName, ...] = ("encoder", "generator")
 _HEALTH_CHECK_SECONDS = 5.0
 _MOST_BETWEEN_REPORTS_SECONDS = 10.0  # Serve's own; it is changed for short look-back periods only, with a warning
 _USUAL_PROMPT_TOKENS = 256  # eight frames at the default ratio and a question
+_LOOK_FOR_ROOM_SECONDS = 0.1  # where all Generators are full; Serve's own 0.5 s are as long as a short answer takes
 _ALL_OTHERS = 1000  # more than there will be replicas: their number may change without a new deployment
 _NEW_POLICY: Callable[..., AutoscalingPolicy] = AutoscalingPolicy  # its constructor is not annotated
 _BY_SESSION = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
@@ -47,7 +48,9 @@ def _router(name: StageName) -> RequestRouterConfig:
         return RequestRouterConfig()
     # Questions about one token set go to the replica that a hash ring names, and on along the ring when it is full.
     return RequestRouterConfig(
-        request_router_class=cast("Any", _BY_SESSION), request_router_kwargs={"num_fallback_replicas": _ALL_OTHERS}
+        request_router_class=cast("Any", _BY_SESSION),
+        request_router_kwargs={"num_fallback_replicas": _ALL_OTHERS},
+        max_backoff_s=_LOOK_FOR_ROOM_SECONDS,
     )
 
 

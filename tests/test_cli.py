@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from fastervlm_video import cli
+from fastervlm_video import __version__, cli
 from fastervlm_video.cli_models import models_command
 from fastervlm_video.media import write_video
 from fastervlm_video.mini import MINI_NAME, random_scene, render_scene
+from fastervlm_video.prune import method_names
+from fastervlm_video.vision import ScoredFrames, VisionTower
 from tests.checkpoints import SMALL, save_random_checkpoint
 from tests.cli_kit import Run, run_program
 
@@ -82,7 +85,7 @@ def test_show_loads_the_vision_half_only(run: Run, clip: Path, tmp_path: Path) -
 BadInput = Callable[[Path, Path, Path], Sequence[object]]
 
 BAD_INPUT: dict[str, tuple[BadInput, str]] = {
-    "no such file": (lambda clip, model, tmp: ("ask", tmp / "none.mp4", "q", "-m", model), "No such file"),
+    "no such file": (lambda clip, model, tmp: ("ask", tmp / "none.mp4", "q", "-m", model), "there is no file"),
     "a folder": (lambda clip, model, tmp: ("ask", tmp, "q", "-m", model), "not a regular file"),
     "not a video": (lambda clip, model, tmp: ("ask", model / "config.json", "q", "-m", model), "video"),
     "markup in a path": (lambda clip, model, tmp: ("ask", "[bold]a[/x].mp4", "q", "-m", model), "'[bold]a[/x].mp4'"),
@@ -104,7 +107,24 @@ BAD_INPUT: dict[str, tuple[BadInput, str]] = {
     ),
     "no such method": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--method", "[red]"), "'[red]'"),
     "no frames": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--frames", 0), "got 0"),
-    "too many frames": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--frames", 65), "65"),
+    "too many frames": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--frames", 650), "context"),
+    "too many bytes": (
+        lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--max-bytes", 9),
+        "than the 9 allowed",
+    ),
+    "no time": (
+        lambda clip, model, tmp: ("show", clip, "-m", model, "-o", tmp / "x.png", "--decode-timeout-seconds", 1e-6),
+        "longer than the 1e-06 s allowed",
+    ),
+    "too long": (
+        lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--max-duration-seconds", 0.5),
+        "than the 0.5 s allowed",
+    ),
+    "too large": (
+        lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--max-pixels-per-frame", 100),
+        "100",
+    ),
+    "no bytes at all": (lambda clip, model, tmp: ("ask", clip, "q", "--max-bytes", 0), "must be positive, got 0"),
     "too hot": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--temperature", 3), "[0, 2], got 3"),
     "no tokens": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--max-tokens", 0), "got 0"),
     "too many tokens": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--max-tokens", 9999), "512"),
@@ -113,6 +133,7 @@ BAD_INPUT: dict[str, tuple[BadInput, str]] = {
         lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--image-layout", "mosaic"),
         "'hugging_face', 'reference'",
     ),
+    "no such dtype": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--dtype", "float8"), "float8"),
     "no such device": (lambda clip, model, tmp: ("ask", clip, "q", "-m", model, "--device", "abacus"), "abacus"),
     "nowhere to write": (
         lambda clip, model, tmp: ("show", clip, "-m", model, "--frames", 1, "--out", tmp / "no" / "kept.png"),
@@ -141,6 +162,72 @@ def test_bad_input_is_told_in_one_line(case: str, run: Run, clip: Path, model: P
     assert done.status == cli.EXIT_BAD_INPUT == 2
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--method", "nonsense"), ("--device", "abacus"), ("--dtype", "float8"), ("--keep", 2)]
+)
+@pytest.mark.parametrize("command", ["ask", "show", "eval"])
+def test_what_is_mistyped_is_told_before_a_model_is_fetched(
+    run: Run, clip: Path, tmp_path: Path, command: str, option: str, value: object
+) -> None:
+    """Nobody can fetch this model, and nobody tries."""
+    arguments = {
+        "ask": ("ask", clip, "q"),
+        "show": ("show", clip, "-o", tmp_path / "x.png"),
+        "eval": ("eval", "-d", questions_about(clip, tmp_path)),
+    }[command]
+    option = "--methods" if (command, option) == ("eval", "--method") else option
+    done = run(*arguments, "-m", "nobody/nothing", option, value)
+    assert str(value) in done.error
+    assert "nobody" not in done.error
+    assert done.status == 2
+
+
+def questions_about(clip: Path, folder: Path) -> Path:
+    record = {"video": str(clip), "id": "1", "question": QUESTION, "answer": "red", "type": "color"}
+    (folder / "questions.jsonl").write_text(json.dumps(record) + "\n")
+    return folder / "questions.jsonl"
+
+
+def test_more_frames_than_a_service_allows(run: Run, clip: Path, model: Path) -> None:
+    """How many there may be is up to who asks."""
+    done = run("ask", clip, "q", "-m", model, "--frames", 70, "--keep-tokens", 1, "--max-tokens", 2, "--json")
+    assert json.loads(done.out)["video"]["frames"] == 70
+
+
+def test_the_weights_dtype_may_be_chosen(
+    run: Run, clip: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[torch.dtype] = []
+    original = VisionTower.score
+
+    def score(tower: VisionTower, pixels: torch.Tensor) -> ScoredFrames:
+        loaded.append(tower.dtype)
+        return original(tower, pixels)
+
+    monkeypatch.setattr(VisionTower, "score", score)
+    for command in (("ask", clip, "q", "--max-tokens", 2), ("show", clip, "-o", tmp_path / "kept.png")):
+        assert run(*command, "-m", model, "--dtype", "bfloat16", "--frames", 2).status == 0
+    assert loaded == [torch.bfloat16, torch.bfloat16]
+
+
+def test_a_gpu_that_is_full_is_told_in_one_line(
+    run: Run, clip: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\n\nSee the documentation.")
+
+    monkeypatch.setattr(VisionTower, "score", full)
+    done = run("ask", clip, "q", "-m", model)
+    assert done.error.startswith("the GPU's memory is full: try --dtype")
+    assert "20.00 MiB" in done.error
+    assert done.status == 1
+
+
+def test_version(run: Run) -> None:
+    done = run("--version")
+    assert (done.status, done.out) == (0, f"fastervlm-video {__version__}\n")
+
+
 def test_usage_errors_say_where_help_is(run: Run) -> None:
     assert run("ask").error.endswith("(see fastervlm-video ask --help)")
     assert run("nothing").error.endswith("(see fastervlm-video --help)")
@@ -158,6 +245,10 @@ def test_help_tells_of_every_option(command: str) -> None:
         assert option in done.output
     assert "[bold]" not in done.output
     assert "[CLS]" in done.output or command != "ask"
+    if command in {"ask", "show"}:
+        words = " ".join(done.output.replace("│", " ").split())
+        *named, _ = words.partition("How tokens are chosen: ")[2].partition(".")[0].split(", ")  # the last is plug-ins
+        assert tuple(name.split()[0] for name in named) == method_names()
 
 
 def test_help_without_arguments_and_the_commands_in_it(run: Run) -> None:

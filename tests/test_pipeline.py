@@ -1,14 +1,18 @@
 import hashlib
 import io
 import logging
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastervlm_video import Answer, VideoQA
 from fastervlm_video.cache import MemoryStore, NullStore, Storage, TokenCache
@@ -274,10 +278,48 @@ def test_checkpoints_may_share_a_cache(checkpoint: Path, clips: list[Path], tmp_
         assert [qa.encode_video(clips[0]).cache for _ in range(2)] == ["miss", "hit"]
 
 
-@pytest.mark.parametrize("source", ["/no/such/clip.mp4", Path("/no/such/clip.mp4"), "/", ""])
+@pytest.mark.parametrize("source", ["/no/such/clip.mp4", Path("/no/such/clip.mp4"), ""])
 def test_a_path_that_names_no_file(qa: VideoQA, source: str | Path) -> None:
-    with pytest.raises(VideoNotFoundError, match="cannot open"):
+    with pytest.raises(VideoNotFoundError, match=f"there is no file '{source}'"):
         qa.encode_video(source)
+
+
+def test_a_folder_is_no_file(qa: VideoQA, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedMediaError, match="not a regular file"):
+        qa.encode_video(tmp_path)
+
+
+@pytest.mark.parametrize("url", ["https://example.com/clip.mp4", "data:video/mp4;base64," + "A" * 9999, "s3://x/y"])
+def test_a_url_is_not_fetched(qa: VideoQA, url: str) -> None:
+    for use in (qa.encode_video, lambda source: qa.ask(source, QUESTION)):
+        with pytest.raises(VideoNotFoundError, match=r"is a URL.*give a path, bytes or a binary file object") as told:
+            use(url)
+        assert len(str(told.value)) < 400
+
+
+@pytest.mark.parametrize("source", [None, np.zeros((2, 4, 4, 3)), Image.new("RGB", (4, 4)), io.StringIO("text"), 7])
+def test_what_is_no_source_is_named(qa: VideoQA, source: Any) -> None:
+    for use in (qa.encode_video, lambda source: qa.ask(source, QUESTION)):
+        words = "binary mode" if isinstance(source, io.StringIO) else f"binary file object, got {type(source).__name__}"
+        with pytest.raises(InvalidRequestError, match=words):
+            use(source)
+
+
+def test_a_pipe_is_read_once(shared: VideoQA, clips: list[Path]) -> None:
+    expected = shared.ask(clips[0], QUESTION, SHORT).text
+    with subprocess.Popen(["cat", clips[0]], stdout=subprocess.PIPE) as cat:
+        assert shared.ask(cast("BinaryIO", cat.stdout), QUESTION, SHORT).text == expected
+
+
+def test_a_file_that_is_too_large_is_not_read(checkpoint: Path, tmp_path: Path) -> None:
+    """A hole of a tebibyte, which nobody could read in a test's time."""
+    with (tmp_path / "huge.mp4").open("wb") as file:
+        file.truncate(2**40)
+    with VideoQA.from_pretrained(checkpoint, limits=MediaLimits(max_bytes=1000)) as qa:
+        assert qa.limits.max_bytes == 1000
+        for use in (qa.encode_video, lambda source: qa.ask(source, QUESTION)):
+            with pytest.raises(MediaLimitError, match=f"{2**40} bytes, more than the 1000 allowed"):
+                use(tmp_path / "huge.mp4")
 
 
 def test_what_is_no_video_is_refused(qa: VideoQA, checkpoint: Path) -> None:

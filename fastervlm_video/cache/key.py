@@ -1,4 +1,8 @@
-"""Where a video's tokens are kept: a digest of everything that may change them, and of nothing else."""
+"""Where a video's tokens are kept: a digest of everything that may change them but by rounding, and of nothing else.
+
+What the tower computes in, its device and floating-point type, is left out on purpose: keys are made where that is not
+known, before any encoder is asked.
+"""
 
 import dataclasses
 import hashlib

@@ -11,7 +11,7 @@
     results.row("cls_attention", 0.1).retention      # Estimate(value, low, high)
 """
 
-from fastervlm_video.eval.arms import ALL_METHODS, BLIND, DEFAULT_KEEPS, FULL, ORACLE, Arm, make_arms
+from fastervlm_video.eval.arms import ALL_METHODS, BLIND, DEFAULT_KEEPS, FULL, ORACLE, Arm, check_arms, make_arms
 from fastervlm_video.eval.compare import Comparison, compare_arms, compare_runs
 from fastervlm_video.eval.datasets import Dataset, Sample, open_dataset
 from fastervlm_video.eval.evaluate import DEFAULT_MAX_TOKENS, evaluate
@@ -51,6 +51,7 @@ __all__ = [
     "Sample",
     "Sampled",
     "Score",
+    "check_arms",
     "compare_arms",
     "compare_runs",
     "comparison_table",

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from fastervlm_video.config import FrameSampling
-from fastervlm_video.eval.arms import ALL_METHODS, DEFAULT_KEEPS, make_arms
+from fastervlm_video.config import FrameSampling, PruneSpec
+from fastervlm_video.errors import InvalidRequestError
+from fastervlm_video.eval.arms import ALL_METHODS, DEFAULT_KEEPS, FASTV, ORACLE, make_arms
 from fastervlm_video.eval.datasets import Dataset
 from fastervlm_video.eval.judge import Judge, judge_predictions
 from fastervlm_video.eval.predictions import Prediction, PredictionStore
@@ -16,6 +17,8 @@ from fastervlm_video.eval.runner import ProgressCallback, Runner
 from fastervlm_video.eval.scoring import score_prediction
 from fastervlm_video.models import Checkpoint
 from fastervlm_video.pipeline import VideoQA
+from fastervlm_video.plan import ModelFacts
+from fastervlm_video.vision import PlainLayout
 
 __all__ = ["DEFAULT_MAX_TOKENS", "evaluate"]
 
@@ -68,15 +71,20 @@ def evaluate(
             decoded.
         FasterVLMError: the model, or the judge, failed.
     """
+    if bootstrap < 1:
+        raise InvalidRequestError(f"bootstrap must be at least 1, got {bootstrap}")
     sampling = sampling or FrameSampling()
     arms = make_arms(
         methods,
         keeps,
         seed=seed,
         random_seeds=random_seeds,
-        text_layers=qa.language.language_model.config.num_hidden_layers,
+        text_layers=qa.facts.checkpoint.config.text_config.num_hidden_layers,
         knows_objects=dataset.coverage is not None,
+        refused=_refused(qa.facts, sampling),
     )
+    if judge is not None:
+        judge.check()
     manifest = _manifest(qa, dataset, sampling, max_tokens)
     with PredictionStore(out, manifest, resume=resume) as store:
         runner = Runner(qa, dataset, arms, store, sampling=sampling, max_tokens=max_tokens, progress=progress)
@@ -86,6 +94,17 @@ def evaluate(
         scored = _score(predictions, judge, out)
     settings = manifest | {"scored_by": f"judge {judge.model}" if judge is not None else "exact match"}
     return summarise(scored, settings=settings, failures=failures, bootstrap=bootstrap, seed=seed)
+
+
+def _refused(facts: ModelFacts, sampling: FrameSampling) -> dict[str, str]:
+    """Which of the ways that only an experiment can this model has not, and why."""
+    if not isinstance(facts.layout(), PlainLayout):
+        return dict.fromkeys((FASTV, ORACLE), "this model sees a frame in several views")
+    language = facts.checkpoint.config.text_config.model_type
+    if language != "llama":
+        return {FASTV: f"it is implemented for Llama language models, not for {language!r}"}
+    runs = len(facts.visual_runs(sampling, PruneSpec()))
+    return {FASTV: f"this model's prompt has text between its {runs} frames"} if runs > 1 else {}
 
 
 def _manifest(qa: VideoQA, dataset: Dataset, sampling: FrameSampling, max_tokens: int) -> dict[str, object]:
@@ -101,6 +120,8 @@ def _manifest(qa: VideoQA, dataset: Dataset, sampling: FrameSampling, max_tokens
         "questions": len(dataset.samples),
         "num_frames": sampling.num_frames,
         "max_tokens": max_tokens,
+        "image_layout": qa.facts.options.image_layout.value,
+        "frame_label": qa.facts.options.frame_label,
         "device": qa.encoder.device.type,
         "dtype": str(qa.encoder.dtype),
         "storage_dtype": qa.cache_dtype.value,

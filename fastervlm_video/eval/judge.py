@@ -153,6 +153,18 @@ class Judge:
             raise UnavailableError(f"the judge at {self._url} failed {self._attempts} times, at last with {problem}")
         return None
 
+    def check(self) -> None:
+        """Ask something trivial, so that a judge that cannot be used is found before there is anything to judge.
+
+        Raises:
+            UnavailableError: the server cannot be reached, or fails all the time.
+            InvalidInputError: the server refuses, or no reply makes sense.
+        """
+        if self.judge("What color is the sky on a clear day?", "blue", "It is blue.") is None:
+            raise InvalidInputError(
+                f"the judge {self.model!r} at {self._url} does not reply as it is told to; take another"
+            )
+
     def close(self) -> None:
         """End its connections."""
         self._client.close()

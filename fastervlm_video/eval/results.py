@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 
-from fastervlm_video.eval.arms import BLIND, FULL, ORACLE
+from fastervlm_video.eval.arms import BLIND, FULL, ORACLE, Arm
 from fastervlm_video.eval.predictions import Prediction
 from fastervlm_video.eval.scoring import Score, normalise
 from fastervlm_video.eval.stats import Draws, Estimate, Floats, Sampled
@@ -147,15 +147,16 @@ def summarise(
     """All numbers of a run.
 
     Args:
-        scored: its predictions with their scores; at least one.
+        scored: its predictions with their scores. Arms are compared on the videos that all of them have.
         settings: its manifest.
         failures: videos left out.
         bootstrap: draws behind the intervals.
         seed: of the draws.
 
     Raises:
-        InvalidRequestError: there are no predictions, or no draws.
+        InvalidRequestError: no video has predictions of every arm, or there are no draws.
     """
+    scored = _on_common_videos(scored)
     groups: dict[Group, list[Scored]] = defaultdict(list)
     for one in scored:
         groups[one[0].method, one[0].keep].append(one)
@@ -168,6 +169,15 @@ def summarise(
     types = sorted({p.type for p, _ in scored})
     constants = _constants([p for p, _ in scored])
     return Results(dict(settings), rows, constants, types, len(videos), dict(failures or {}))
+
+
+def _on_common_videos(scored: Sequence[Scored]) -> list[Scored]:
+    """Without videos that an arm lacks: they could be decoded when the others were run, and no more."""
+    videos: dict[Arm, set[str]] = defaultdict(set)
+    for prediction, _ in scored:
+        videos[prediction.arm].add(prediction.video)
+    common = set.intersection(*videos.values()) if videos else set()
+    return [one for one in scored if one[0].video in common]
 
 
 def _reading_order(item: tuple[Group, object]) -> tuple[int, str, float]:

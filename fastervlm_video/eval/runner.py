@@ -106,7 +106,8 @@ class Runner:
         if not any(todo.values()):
             return
         preprocessing = self._qa.facts.preprocessing()
-        frames = decode_video(video, self._sampling, resize=preprocessing.resize, tiling=preprocessing.tiling)
+        resize, tiling = preprocessing.resize, preprocessing.tiling
+        frames = decode_video(video, self._sampling, limits=self._qa.limits, resize=resize, tiling=tiling)
         source = VideoTokens(
             self._qa.encoder,
             frames,

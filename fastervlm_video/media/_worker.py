@@ -2,7 +2,9 @@
 
 Everything that must be imported or opened is, before the file's first byte is read; then the process
 gives up opening files and sockets, gaining privileges, writing to files, and more memory and processor time
-than the job allows. (As any user but root it can start no process either; the kernel exempts root from that.)
+than the job allows. Where the kernel has filters of system calls, it gives up all calls but those that decoding
+needs, too: it can remove, rename, signal and start nothing. Without them only the limits hold, and of these the one
+on processes not for root.
 """
 
 import contextlib
@@ -18,7 +20,7 @@ from typing import Any, cast
 
 from fastervlm_video.config import FrameResize, FrameSampling, MediaLimits, Medium, Tiling
 from fastervlm_video.errors import CorruptMediaError, FasterVLMError
-from fastervlm_video.media import _wire
+from fastervlm_video.media import _seccomp, _wire
 from fastervlm_video.media.decode import decode_video
 from fastervlm_video.media.frames import FrameBatch
 from fastervlm_video.media.pictures import decode_picture
@@ -58,11 +60,12 @@ def main(descriptor: int) -> None:
         if received is None:
             return
         job, file = received
+        reader = _reader(file)
         threading.Thread(target=_exit_when_orphaned, args=(sock,), daemon=True).start()
         _lock_down(job.limits)
         # A parent that has gone, or has had enough, closes its end: nobody is left to tell.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            _serve(sock, job, file)
+            _serve(sock, job, reader)
 
 
 def _warm_up() -> None:
@@ -116,12 +119,14 @@ def _lock_down(limits: MediaLimits) -> None:
         hard = resource.getrlimit(kind)[1]
         value = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
         resource.setrlimit(kind, (value, value))
+    if _seccomp.is_available():
+        _seccomp.allow_decoding_only()
 
 
-def _serve(sock: socket.socket, job: _wire.Job, file: int) -> None:
+def _serve(sock: socket.socket, job: _wire.Job, reader: ByteReader) -> None:
     header: dict[str, Any]
     try:
-        batch = _decode(job, _reader(file))
+        batch = _decode(job, reader)
     except FasterVLMError as error:
         sock.sendall(_wire.pack(_wire.error_header(error)))
     except Exception as error:

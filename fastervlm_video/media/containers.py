@@ -7,6 +7,7 @@ except QuickTime's external references, which are off unless asked for (and all 
 
 import struct
 
+from fastervlm_video.errors import UnsupportedMediaError
 from fastervlm_video.media.sources import MediaSource
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "RELIABLE_INDEX",
     "SEQUENTIAL_ONLY",
     "UNREFERENCED_IS_FINAL",
+    "is_heif",
     "missing_tail",
+    "refuse_heif",
     "sniff",
 ]
 
@@ -75,9 +78,10 @@ UNREFERENCED_IS_FINAL = frozenset({"h264"})
 AUDIO_ONLY = "audio"
 """What :func:`sniff` calls files that hold sound and no picture track."""
 
-SNIFF_BYTES = 16
+_HEAD_BYTES = 16
 _TS_SYNC, _TS_PACKET_BYTES = 0x47, 188
 _MP4_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"free", b"skip", b"wide", b"pnot"))
+_HEIF_BRANDS = frozenset(b"avci avcs avif avis heic heim heis heix hevc hevm hevs hevx mif1 mif2 msf1".split())
 _ASF_HEADER_GUID = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _EBML_ID, _SEGMENT_ID = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _MATROSKA_HEAD_BYTES = 4096
@@ -90,7 +94,7 @@ def sniff(source: MediaSource) -> str | None:
     It only words the error about a file that libav could not open: a damaged video is not the same
     as something that never was one.
     """
-    head = source.read_at(0, SNIFF_BYTES)
+    head = source.read_at(0, _HEAD_BYTES)
     if head[4:8] in _MP4_BOXES:
         return "mp4"
     if head[:4] == b"RIFF":
@@ -111,6 +115,21 @@ def sniff(source: MediaSource) -> str | None:
             return family
     second = source.read_at(_TS_PACKET_BYTES, 1)
     return "mpegts" if head[:1] == second == bytes([_TS_SYNC]) else None
+
+
+def is_heif(head: bytes) -> bool:
+    """Whether a file calls itself a HEIC or AVIF picture, or a sequence of such, in its first 12 bytes."""
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+
+
+def refuse_heif(source: MediaSource) -> None:
+    """Refuse what libav would open: it takes each tile of a large picture for a track, and so one tile for the whole.
+
+    Raises:
+        UnsupportedMediaError: the file is such a picture.
+    """
+    if is_heif(source.read_at(0, _HEAD_BYTES)):
+        raise UnsupportedMediaError("HEIC and AVIF pictures are not supported; send JPEG, PNG or WebP")
 
 
 def missing_tail(source: MediaSource) -> int | None:

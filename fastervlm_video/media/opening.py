@@ -19,7 +19,11 @@ __all__ = ["check_index_fits_file", "open_track", "why"]
 logger = logging.getLogger(__name__)
 
 _IO_BUFFER_BYTES = 64 * 1024
-_NOT_A_PICTURE_TRACK = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+_NOT_A_PICTURE_TRACK = (
+    av.stream.Disposition.attached_pic
+    | av.stream.Disposition.timed_thumbnails
+    | av.stream.Disposition.dependent  # a part of a picture, such as a tile
+)
 
 
 def open_track(
@@ -38,6 +42,7 @@ def open_track(
         NoVideoStreamError: no picture track.
         CorruptMediaError: the container is damaged.
     """
+    containers.refuse_heif(source)
     edits = "0" if shows_everything(source) else "1"
     source.seek(0)
     pixels = str(limits.max_pixels_per_frame)
@@ -117,7 +122,7 @@ def _pick_stream(container: av.container.InputContainer) -> av.VideoStream:
     videos = [s for s in container.streams.video if not s.disposition & _NOT_A_PICTURE_TRACK]
     if not videos:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        covers = " (a cover picture is not one)" if container.streams.video else ""
+        covers = " (a cover picture or a tile is not one)" if container.streams.video else ""
         raise NoVideoStreamError(f"the file has no picture track{covers}; it holds {kinds}")
     stream = max(videos, key=lambda s: bool(s.disposition & av.stream.Disposition.default))
     # A codec that libav knows but cannot decode has no context, whatever the type stubs say.

@@ -17,6 +17,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from fastervlm_video.config import FrameResize, MediaLimits, Medium, Tiling
 from fastervlm_video.errors import CorruptMediaError, FasterVLMError, MediaLimitError, UnsupportedMediaError
+from fastervlm_video.media.containers import is_heif, refuse_heif
 from fastervlm_video.media.frames import FrameBatch, VideoInfo
 from fastervlm_video.media.sources import MediaSource, VideoSource, open_source
 from fastervlm_video.media.tiling import split_views
@@ -38,9 +39,10 @@ _WEBP_BYTES_PER_PIXEL = 8
 def sniff_medium(head: bytes) -> Medium:
     """Whether a file is a picture or (possibly) a video, by its first :data:`SNIFF_BYTES` bytes.
 
-    JPEG, PNG and WebP are pictures, animated or not. All else is a video: GIFs, and what is neither.
+    JPEG, PNG and WebP are pictures, animated or not, and so are HEIC and AVIF, which cannot be decoded. All else is a
+    video: GIFs, and what is neither.
     """
-    return Medium.VIDEO if _format_of(head) is None else Medium.IMAGE
+    return Medium.IMAGE if _format_of(head) is not None or is_heif(head) else Medium.VIDEO
 
 
 def decode_picture(
@@ -64,7 +66,7 @@ def decode_picture(
 
     Raises:
         VideoNotFoundError: the path names nothing that can be opened.
-        UnsupportedMediaError: not one of these formats.
+        UnsupportedMediaError: not one of these formats; HEIC and AVIF are not.
         CorruptMediaError: truncated or damaged.
         MediaLimitError: more bytes, pixels or memory than allowed.
         InvalidRequestError: ``resize`` does not make the whole picture as large as a tile.
@@ -96,6 +98,7 @@ def _decode(media: MediaSource, limits: MediaLimits) -> tuple[npt.NDArray[np.uin
         head = media.read_at(0, _WEBP_HEADER_BYTES)
         kind = _format_of(head)
         if kind is None:
+            refuse_heif(media)
             raise UnsupportedMediaError("not a picture of an allowed format; JPEG, PNG and WebP are")
         if kind == "webp":
             # Its reader makes room for the picture when it is built, and calls it damaged if there is none.

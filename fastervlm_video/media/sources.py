@@ -6,6 +6,7 @@ file by its extension.
 
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from fastervlm_video.errors import (
 __all__ = ["ByteReader", "MediaSource", "PositionedFile", "check_size", "open_regular_file", "open_source"]
 
 _COPY_BYTES = 1024**2
+_URL = re.compile(r"data:|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_SHOWN_CHARS = 200
 
 
 class ByteReader(Protocol):
@@ -45,24 +48,25 @@ class PositionedFile:
     """Reads an open file descriptor without touching its shared offset.
 
     A descriptor handed to another process shares its offset with the sender's; two jobs on one file
-    would read each other's positions. ``pread`` does not use it.
+    would read each other's positions. ``pread`` does not use it. The file's size is that when this was made.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._size = os.fstat(descriptor).st_size
         self._position = 0
 
     def read(self, size: int = -1, /) -> bytes:
         """Up to ``size`` bytes from the current position; all that are left if negative."""
         if size < 0:
-            size = max(0, os.fstat(self._descriptor).st_size - self._position)
+            size = max(0, self._size - self._position)
         data = os.pread(self._descriptor, size, self._position)
         self._position += len(data)
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position; returns it."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: os.fstat(self._descriptor).st_size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise ValueError(f"cannot seek to {base + offset}")
         self._position = base + offset
@@ -138,14 +142,20 @@ def open_regular_file(path: str | os.PathLike[str]) -> int:
     try:
         # O_NONBLOCK: opening a named pipe without a writer must not wait for one.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise VideoNotFoundError(f"there is no file {os.fspath(path)!r}") from error
     except (OSError, ValueError) as error:
-        raise VideoNotFoundError(f"{os.fspath(path)!r} cannot be opened: {error}") from error
+        raise VideoNotFoundError(_why_not_found(os.fspath(path), error)) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UnsupportedMediaError(f"{os.fspath(path)!r} is not a regular file")
     return descriptor
+
+
+def _why_not_found(path: str, error: Exception) -> str:
+    if _URL.match(path):
+        return f"{path[:_SHOWN_CHARS]!r} is a URL, which is not fetched: give a path, bytes or a binary file object"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {path!r}"
+    return f"{path[:_SHOWN_CHARS]!r} cannot be opened: {getattr(error, 'strerror', None) or error}"
 
 
 def check_size(size: int, limits: MediaLimits) -> None:

@@ -1,6 +1,7 @@
-"""Architectures by ``config.model_type``: whatever stands in :mod:`fastervlm_video.models.architectures`."""
+"""Architectures by ``config.model_type``: what stands in :mod:`fastervlm_video.models.architectures`, and plug-ins'."""
 
 import importlib
+import logging
 import pkgutil
 from functools import cache
 
@@ -11,16 +12,24 @@ from fastervlm_video.errors import CheckpointError
 from fastervlm_video.models import architectures
 from fastervlm_video.models.base import ModelAdapter
 from fastervlm_video.models.family import LlavaFamilyAdapter
+from fastervlm_video.plugins import plugins
 
 __all__ = ["adapter_for", "adapters", "require_supported", "supported_model_types"]
+
+logger = logging.getLogger(__name__)
 
 
 @cache
 def adapters() -> dict[str, type[LlavaFamilyAdapter]]:
-    """All architectures by ``config.model_type``, sorted."""
+    """All architectures by ``config.model_type``, sorted; those of installed plug-ins included."""
     names = sorted(module.name for module in pkgutil.iter_modules(architectures.__path__))
-    found = [importlib.import_module(f"{architectures.__name__}.{name}").ADAPTER for name in names]
-    return {adapter.model_type: adapter for adapter in sorted(found, key=lambda adapter: str(adapter.model_type))}
+    modules = [importlib.import_module(f"{architectures.__name__}.{name}") for name in names]
+    found: dict[str, type[LlavaFamilyAdapter]] = {}
+    for module in (*modules, *plugins()):
+        adapter = getattr(module, "ADAPTER", None)
+        if adapter is not None and found.setdefault(adapter.model_type, adapter) is not adapter:
+            logger.error("%s is left out: there is an architecture %r already", module.__name__, adapter.model_type)
+    return dict(sorted(found.items()))
 
 
 def adapter_for(config: PreTrainedConfig, options: ModelOptions | None = None) -> ModelAdapter:

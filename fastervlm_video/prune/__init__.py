@@ -2,6 +2,7 @@
 
 from fastervlm_video.prune.base import Need, PruneInputs, PruneMethod, Selection
 from fastervlm_video.prune.baselines import RANDOM, UNIFORM_GRID
+from fastervlm_video.prune.checks import check_selection
 from fastervlm_video.prune.cls_attention import CLS_ATTENTION
 from fastervlm_video.prune.cls_dpp import CLS_DPP
 from fastervlm_video.prune.divprune import DIVPRUNE
@@ -24,6 +25,7 @@ __all__ = [
     "PruneInputs",
     "PruneMethod",
     "Selection",
+    "check_selection",
     "cls_attention_scores",
     "get_method",
     "method_names",

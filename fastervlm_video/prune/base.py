@@ -118,7 +118,8 @@ class PruneMethod:
             lengths are known before encoding. Follows from ``fixed_count``.
         seeded: the result depends on the seed.
         framewise: what is chosen in a frame, features included, follows from that frame's tensors alone, not from
-            the other frames, its place among them, its time or the seed. So a long video may be pruned piece by piece.
+            the other frames, its place among them, its time or the seed. So a long video may be pruned piece by piece,
+            and views of one picture may be shown as frames. Without it, each view is shown as a video of its own.
 
     Raises:
         ValueError: the promises contradict each other.

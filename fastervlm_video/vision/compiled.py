@@ -30,11 +30,6 @@ class CompiledOrEager(Generic[P, R]):
         self._eager = function
         self._compiled: Callable[P, R] | None = torch.compile(function, dynamic=True, options={"freezing": freeze})
 
-    @property
-    def is_compiled(self) -> bool:
-        """Whether compiling has not failed (yet)."""
-        return self._compiled is not None
-
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result."""
         if self._compiled is None:

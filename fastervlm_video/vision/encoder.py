@@ -200,7 +200,10 @@ class VisionEncoder:
         return self._tokens(job, kept)
 
     def _pruning(self, job: EncodeJob) -> VideoPruning:
-        return VideoPruning(job.spec, self.grid, job.frames.pts_seconds, self.device, job.regions)
+        frames = job.frames
+        return VideoPruning(
+            job.spec, self.grid, frames.pts_seconds, self.device, job.regions, views=frames.views_per_frame
+        )
 
     def _run_pass(self, jobs: Sequence[EncodeJob], videos: Sequence[VideoPruning], spans: Sequence[Span]) -> None:
         """Score the frames of all spans, then finish what each video still needs of them."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastervlm_video.config import Tiling
-from fastervlm_video.media.tiling import best_resolution, views_per_picture
+from fastervlm_video.media.tiling import tile_grid, views_per_picture
 from fastervlm_video.vision.tokens import VisualTokens
 
 __all__ = ["PlainLayout", "Region", "TiledLayout", "ViewLayout", "VisualSequence", "is_whole"]
@@ -154,7 +154,7 @@ class TiledLayout:
         views = views_per_picture(size, self.tiling)
         if not self.unpad:
             return (whole,) * views
-        picture, (_, across) = self._unpadded(size), self._tiles(size)
+        picture, (_, across) = self._unpadded(size), tile_grid(size, self.tiling)
         tiles = (divmod(tile, across) for tile in range(views - 1))
         return (whole, *(_overlap(picture, down * rows, right * columns, self.grid) for down, right in tiles))
 
@@ -193,19 +193,14 @@ class TiledLayout:
             begin += runs[-1]
         return VisualSequence(tokens.features[torch.cat(order)], tuple(separators), tuple(runs))
 
-    def _tiles(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Tiles (down, across)."""
-        height, width = best_resolution(size, self.tiling.resolutions)
-        return height // self.tiling.tile_size, width // self.tiling.tile_size
-
     def _width(self, size: tuple[int, int]) -> int:
-        return self._tiles(size)[1] * self.grid[1]
+        return tile_grid(size, self.tiling)[1] * self.grid[1]
 
     def _places(self, tokens: VisualTokens) -> Tensor:
         """int64 [N]: each token's raster index in its own view, or in all tiles of its picture put together."""
         assert tokens.picture_size is not None
         rows, columns = self.grid
-        _, across = self._tiles(tokens.picture_size)
+        _, across = tile_grid(tokens.picture_size, self.tiling)
         view = torch.arange(tokens.num_frames).repeat_interleave(torch.tensor(tokens.counts)) % tokens.views_per_picture
         index = tokens.indices.long().cpu()
         row, column = index // columns, index % columns
@@ -215,7 +210,7 @@ class TiledLayout:
 
     def _unpadded(self, size: tuple[int, int]) -> Region:
         """The picture in the patches of all tiles together; as ``unpad_image`` of Hugging Face rounds it."""
-        down, across = self._tiles(size)
+        down, across = tile_grid(size, self.tiling)
         rows, columns = down * self.grid[0], across * self.grid[1]
         height, width = size
         if width / height > columns / rows:

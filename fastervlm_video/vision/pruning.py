@@ -9,7 +9,8 @@ A method is asked as early as it can answer::
     any other                               ─▶ after the last pass; until then all that it needs is held
 
 Where frames are views of which only a region may be kept, the method is asked about frames whose regions are of one
-shape together, as if the regions were all there is (:mod:`fastervlm_video.vision.regions`).
+shape together, as if the regions were all there is (:mod:`fastervlm_video.vision.regions`). Where a picture has several
+views, a method that is not framewise is asked about each view apart, over all pictures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastervlm_video.config import PruneSpec
-from fastervlm_video.prune import Need, PruneInputs, Selection, get_method
+from fastervlm_video.prune import Need, PruneInputs, Selection, check_selection, get_method
 from fastervlm_video.vision.layout import Region, is_whole
 from fastervlm_video.vision.passes import Span
 from fastervlm_video.vision.regions import select_in_regions
@@ -77,6 +78,7 @@ class VideoPruning:
         pts_seconds: T presentation times.
         device: of the tower.
         regions: what may be kept of each of the T frames; None is all.
+        views: how many neighbouring frames are views of one picture.
 
     Raises:
         InvalidRequestError: the method is unknown, or the budget does not fit the grid.
@@ -89,10 +91,13 @@ class VideoPruning:
         pts_seconds: tuple[float, ...],
         device: torch.device,
         regions: Sequence[Region] | None = None,
+        *,
+        views: int = 1,
     ) -> None:
         self._spec, self._grid, self._pts_seconds, self._device = spec, grid, pts_seconds, device
         self._regions = None if regions is None or is_whole(regions, grid) else tuple(regions)
         self._method = get_method(spec.method)
+        self._views_apart = 1 if self._method.framewise else views
         self._patches = grid[0] * grid[1]
         self._budget = spec.tokens_per_frame(self._patches)
         self._foreseen = None if self._method.needs else self._select(0, len(pts_seconds), {})
@@ -165,9 +170,15 @@ class VideoPruning:
             features=given[Need.FEATURES][:, 1:] if Need.FEATURES in given else None,
             keys=given[Need.KEYS][:, :, 1:] if Need.KEYS in given else None,
         )
-        if self._regions is None:
-            return self._method.select(inputs)
-        return select_in_regions(self._method.select, inputs, self._regions[start:stop])
+        if self._regions is None and self._views_apart == 1:
+            return self._ask(inputs)
+        regions = self._regions or (Region(0, 0, *self._grid),) * len(self._pts_seconds)
+        return select_in_regions(self._ask, inputs, regions[start:stop], self._views_apart)
+
+    def _ask(self, inputs: PruneInputs) -> Selection:
+        selection = self._method.select(inputs)
+        check_selection(self._method, inputs, selection)
+        return selection
 
     def _take(self, selection: Selection, features: Tensor) -> KeptTokens:
         """The chosen rows, and [CLS], of features [T, 1+N, C]; copies, so that the rest may go."""

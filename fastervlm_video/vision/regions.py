@@ -1,4 +1,4 @@
-"""Pruning of views of which only a rectangle may be kept: methods need not know that there is anything else."""
+"""Pruning of views, and of rectangles in them: methods see frames, and need not know that there is anything else."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -14,27 +14,31 @@ __all__ = ["select_in_regions"]
 
 
 def select_in_regions(
-    select: Callable[[PruneInputs], Selection], inputs: PruneInputs, regions: Sequence[Region]
+    select: Callable[[PruneInputs], Selection], inputs: PruneInputs, regions: Sequence[Region], views: int = 1
 ) -> Selection:
     """Ask a pruning method about the regions of frames.
 
     Frames whose regions have one shape are shown to the method together, as a video of smaller frames. The budget of a
-    region is that of a whole frame, or all of its patches if they are fewer; of an empty one nothing is kept.
+    region is that of a whole frame, or all of its patches if they are fewer; of an empty one nothing is kept. A method
+    that compares frames must not see the views of one picture as frames that follow each other::
+
+        3 pictures of 2 views    0 1 | 2 3 | 4 5    two videos of 3 frames    0 2 4    1 3 5
 
     Args:
         select: the method.
         inputs: of T whole frames.
         regions: one for each of them.
+        views: how many neighbouring frames are views of one picture, each to be a video of its own.
 
     Returns:
         The choice, its indices those of whole frames.
     """
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    groups: dict[tuple[tuple[int, int], int], list[int]] = defaultdict(list)
     for frame, region in enumerate(regions):
         if region.size:
-            groups[region.rows, region.columns].append(frame)
+            groups[(region.rows, region.columns), frame % views].append(frame)
     chosen: dict[int, Selection] = {}
-    for shape, frames in groups.items():
+    for (shape, _), frames in groups.items():
         patches = torch.stack([regions[frame].patches(inputs.grid[1]) for frame in frames]).to(inputs.device)
         selection = select(_of_regions(inputs, frames, patches, shape))
         for place, frame in enumerate(frames):

@@ -30,6 +30,21 @@ def test_all_is_every_registered_method_and_the_experimental_ones() -> None:
     assert not any(arm.method.startswith("fastv") for arm in small)
 
 
+def test_what_a_model_cannot_have_is_not_in_all_and_refused_by_name() -> None:
+    def refusing(*methods: str) -> set[str]:
+        arms = make_arms(
+            methods, [0.5], text_layers=4, knows_objects=True, refused={"fastv": "so it is", "oracle": "and so"}
+        )
+        return {arm.method for arm in arms}
+
+    assert refusing("all") == {FULL, BLIND, *method_names()}
+    for name in ("fastv", "fastv:1"):
+        with pytest.raises(InvalidRequestError, match=f"'{name}' cannot be measured here: so it is"):
+            refusing("all", name)
+    with pytest.raises(InvalidRequestError, match="'oracle' cannot be measured here: and so"):
+        refusing("oracle")
+
+
 def test_only_methods_that_draw_lots_have_several_seeds() -> None:
     assert [arm.seed for arm in arms("random", "cls_attention", keeps=(0.1,), seeds=3)] == [5, 5, 5, 6, 7, 5]
 

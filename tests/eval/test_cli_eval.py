@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fastervlm_video import cli
+from fastervlm_video.cli_eval import _judge
 from fastervlm_video.eval import Judge, read_manifest, read_predictions
 from tests.eval.test_judge import NO, Server, replies
 
@@ -67,6 +68,19 @@ def test_tokens_may_be_stored_otherwise(run: Run, options: list[object], tmp_pat
     assert (status, "not as int4" in err) == (2, True)
 
 
+def test_options_of_the_architecture_make_another_run(run: Run, options: list[object], tmp_path: Path) -> None:
+    choice = ("--methods", "full", "--keep", "1", "--out", "mine")
+    assert run(*options, *choice)[0] == 0
+    manifest = read_manifest(tmp_path / "mine")
+    assert (manifest["image_layout"], manifest["frame_label"]) == ("hugging_face", "")
+    for option, value in (("--image-layout", "reference"), ("--frame-label", "{n}: ")):
+        status, _, err = run(*options, *choice, option, value)
+        assert (status, option[2:].replace("-", "_") in err) == (2, True)
+    assert run(*options, *choice, "--image-layout", "reference", "--frame-label", "{n}: ", "--no-resume")[0] == 0
+    manifest = read_manifest(tmp_path / "mine")
+    assert (manifest["image_layout"], manifest["frame_label"]) == ("reference", "{n}: ")
+
+
 def test_the_folder_has_a_name_by_default(run: Run, options: list[object], tmp_path: Path, questions: Path) -> None:
     assert run(*options, "--methods", "random", "--keep", "0.5")[0] == 0
     (folder,) = (tmp_path / "runs").iterdir()
@@ -93,18 +107,53 @@ def test_a_judge_with_its_key_from_the_environment(
 
 
 @pytest.mark.parametrize(
+    ("url", "variable", "key"),
+    [
+        ("https://api.openai.com/v1", None, "openai's"),
+        ("https://eu.api.openai.com/v1", None, "openai's"),
+        ("http://localhost:8001/v1", None, None),
+        ("https://openai.com.example.org/v1", None, None),
+        ("https://notopenai.com/v1", None, None),
+        ("http://localhost:8001/v1", "OPENAI_API_KEY", "openai's"),
+        ("https://api.openai.com/v1", "REFEREE_KEY", "mine"),
+    ],
+)
+def test_openais_key_is_for_openai(
+    monkeypatch: pytest.MonkeyPatch, url: str, variable: str | None, key: str | None
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "openai's")
+    monkeypatch.setenv("REFEREE_KEY", "mine")
+    with _judge(url, "referee", variable) as judge:
+        assert judge._client.headers.get("Authorization") == (key and f"Bearer {key}")
+
+
+def test_a_judge_that_cannot_be_used_is_found_before_the_run(run: Run, options: list[object], tmp_path: Path) -> None:
+    server = Server(replies((401, "no such key")))
+    try:
+        judge = ("--judge", server.url, "--judge-model", "referee", "-o", "judged")
+        status, _, err = run(*options, "--methods", "full", "--keep", 1, *judge)
+    finally:
+        server.close()
+    assert (status, "401 no such key" in err) == (2, True)
+    assert len(server.requests) == 1
+    assert not (tmp_path / "judged").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("-d", "[red]nothing"), "'[red]nothing'"),
         (("-d", "mvbench:none.json"), "OpenGVLab/MVBench"),
         (("--methods", "nonsense"), "unknown pruning method 'nonsense'"),
-        (("--methods", "oracle"), "'oracle' needs"),
+        (("--methods", "oracle"), "needs a data set that knows where its objects are"),
         (("--keep", "half"), "not 'half'"),
         (("--keep", "0"), "keep must be in (0, 1], got 0"),
         (("--limit", "0"), "got 0"),
         (("--frames", "0"), "got 0"),
         (("--random-seeds", "0"), "got 0"),
-        (("--bootstrap", "0"), "and 0"),
+        (("--bootstrap", "0"), "'--bootstrap'"),
+        (("--image-layout", "mosaic"), "'reference'"),
+        (("--max-bytes", "9"), "than the 9 allowed"),
         (("--max-tokens", "0"), "got 0"),
         (("--judge", "http://localhost:1/v1"), "--judge-model"),
         (("--judge", "ftp://x", "--judge-model", "x"), "'ftp://x'"),

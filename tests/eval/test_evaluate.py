@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import pytest
 import torch
 
 from fastervlm_video import VideoQA
-from fastervlm_video.config import FrameSampling, Medium, PruneSpec, SamplingParams
-from fastervlm_video.errors import InvalidInputError
+from fastervlm_video.config import FrameSampling, MediaLimits, Medium, PruneSpec, SamplingParams
+from fastervlm_video.errors import InvalidInputError, InvalidRequestError
 from fastervlm_video.eval import (
     BLIND,
     FULL,
@@ -28,7 +29,9 @@ from fastervlm_video.eval import (
 )
 from fastervlm_video.language import GenerationRequest, generate
 from fastervlm_video.media import FrameBatch
+from fastervlm_video.prune import method_names
 from fastervlm_video.vision import TowerOutput, VisionEncoder
+from tests.checkpoints import save_random_llava, save_random_llava_next
 from tests.eval.conftest import QUESTIONS, coverage, write_folder
 
 FRAMES = FrameSampling(3)
@@ -102,6 +105,19 @@ def test_oracle_and_fastv_arms(qa: VideoQA, mini_like: Dataset, tmp_path: Path) 
     ).rows
     (row,) = (row for row in rows if row.method == "fastv:1")
     assert (row.tokens, row.mean_tokens) == (3 * per_frame, 3 * per_frame * (4 + 1) / 2)
+
+
+@pytest.mark.parametrize(("save", "also"), [(save_random_llava, {"oracle"}), (save_random_llava_next, set())])
+def test_all_methods_are_those_that_the_architecture_can_have(
+    save: Callable[[Path], Path], also: set[str], mini_like: Dataset, tmp_path: Path
+) -> None:
+    few, out = mini_like.limited(1), tmp_path / "run"
+    with VideoQA.from_pretrained(save(tmp_path / "model"), device="cpu") as other:
+        for name in {"fastv:1", "oracle"} - also:
+            with pytest.raises(InvalidRequestError, match=f"'{name}' cannot be measured here: this model"):
+                run(other, few, out, name)
+        assert not out.exists()
+        assert {p.method for p in run(other, few, out, "all", keeps=(0.25,))} == {FULL, BLIND, *method_names(), *also}
 
 
 def test_each_video_is_decoded_and_goes_through_the_tower_once(
@@ -180,6 +196,19 @@ def test_videos_that_cannot_be_decoded_are_left_out_and_told(qa: VideoQA, tmp_pa
         (questions.parent / f"videos/000{index}.mp4").write_bytes(b"no video either")
     with pytest.raises(InvalidInputError, match="none of the 3 videos can be decoded"):
         evaluate(qa, read_jsonl(questions), tmp_path / "other", methods=["random"], keeps=(0.5,), sampling=FRAMES)
+
+
+def test_draws_are_counted_before_the_work(qa: VideoQA, dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="bootstrap must be at least 1, got 0"):
+        evaluate(qa, dataset, tmp_path / "run", methods=["random"], bootstrap=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_models_limits_hold_for_data_sets_too(qa: VideoQA, dataset: Dataset, tmp_path: Path) -> None:
+    told = r"none of the 4 videos can be decoded.*more than the 10 allowed"
+    strict = VideoQA(qa.facts, device="cpu", limits=MediaLimits(max_bytes=10))
+    with strict, pytest.raises(InvalidInputError, match=told):
+        run(strict, dataset, tmp_path, "random")
 
 
 def test_questions_that_cannot_be_asked_count_as_wrong(qa: VideoQA, dataset: Dataset, tmp_path: Path) -> None:

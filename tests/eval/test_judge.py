@@ -139,6 +139,15 @@ def test_a_judge_that_never_makes_sense_is_no_opinion(server: Server) -> None:
     assert len(server.requests) == 3
 
 
+def test_it_is_tried_with_a_question_that_needs_no_video(server: Server) -> None:
+    with judge_at(server, attempts=2) as judge:
+        judge.check()
+        assert "sky" in server.requests[0][2]["messages"][1]["content"]
+        server.reply = replies(said("hm"))
+        with pytest.raises(InvalidInputError, match=r"'referee' at .* does not reply as it is told to"):
+            judge.check()
+
+
 def test_a_server_that_stays_down_ends_the_run(server: Server) -> None:
     server.reply = replies((503, "down for the day"))
     with (

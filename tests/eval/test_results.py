@@ -165,6 +165,17 @@ def test_parse_failures_are_counted() -> None:
     assert (row.parse_failures, row.accuracy.value) == (2, 0.25)
 
 
+def test_arms_are_compared_on_the_videos_that_all_have() -> None:
+    """The random arm was added when two videos could no longer be decoded, all of whose answers had been right."""
+    full, random = arm(FULL, 1.0, 0.5, videos=8), arm("random", 0.1, 0.5, videos=8)
+    full = [(p, Score(1.0)) if p.video in {"v0", "v5"} else (p, s) for p, s in full]
+    common_full, common_random = ([one for one in ones if one[0].video not in {"v0", "v5"}] for ones in (full, random))
+    found = summarise([*full, *common_random], settings={}, bootstrap=50)
+    assert found == summarise([*common_full, *common_random], settings={}, bootstrap=50)
+    assert (found.videos, {row.questions for row in found.rows}) == (6, {24})
+    assert found.row(FULL, 1.0).accuracy.value == mean(common_full) < mean(full)
+
+
 def test_nothing_to_summarise() -> None:
     with pytest.raises(InvalidRequestError, match="got 0"):
         summarise([], settings={})

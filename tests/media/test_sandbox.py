@@ -24,7 +24,7 @@ from fastervlm_video.errors import (
     UnsupportedMediaError,
     VideoNotFoundError,
 )
-from fastervlm_video.media import SandboxedDecoder, decode_picture, decode_video, write_video
+from fastervlm_video.media import SandboxedDecoder, _seccomp, decode_picture, decode_video, write_video
 from tests.media.stills import HEIGHT, WIDTH, drawing, encoded, every_kind, turned
 from tests.media.videos import FPS, numbered, numbers_of, spread, write_sound
 
@@ -376,6 +376,7 @@ def test_a_child_has_given_up_its_rights(never: int) -> None:
     def look(pid: int) -> None:
         proc = Path(f"/proc/{pid}")
         wait_until(lambda: "Max open files            0 " in (proc / "limits").read_text())
+        wait_until(lambda: "Seccomp:\t2" in (proc / "status").read_text() or not _seccomp.is_available())
         seen["limits"] = (proc / "limits").read_text()
         seen["status"] = (proc / "status").read_text()
         seen["environ"] = (proc / "environ").read_text()
@@ -392,6 +393,7 @@ def test_a_child_has_given_up_its_rights(never: int) -> None:
     assert limits["Max address space"] == [str(2**31)] * 2
     assert limits["Max cpu time"] == ["12", "12"]
     assert "NoNewPrivs:\t1" in seen["status"]
+    assert ("Seccomp:\t2" in seen["status"]) == _seccomp.is_available()
     assert seen["environ"].count("=") == 3
     assert seen["files"] == "/dev/null /dev/null /dev/null pipe socket"
 

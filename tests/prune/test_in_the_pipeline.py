@@ -8,11 +8,11 @@ import torch
 
 from fastervlm_video import VideoQA
 from fastervlm_video.cache import decode_tokens, encode_tokens
-from fastervlm_video.config import FrameSampling, PruneSpec, SamplingParams
+from fastervlm_video.config import FrameSampling, ImageLayout, ModelOptions, PruneSpec, SamplingParams
 from fastervlm_video.media import write_video
 from fastervlm_video.picture import draw_kept_patches
 from fastervlm_video.prune import get_method, method_names
-from tests.checkpoints import SMALL, random_frames, save_random_checkpoint
+from tests.checkpoints import SMALL, random_frames, save_random_checkpoint, save_random_llava_next
 
 FRAMES = 4
 PATCHES = (SMALL.image_size // SMALL.patch_size) ** 2
@@ -69,3 +69,21 @@ def test_a_frame_without_tokens_survives_storage_and_drawing(qa: VideoQA, tmp_pa
     assert qa.ask(video, "what moves ?", SamplingParams(max_tokens=2)).usage.visual_tokens == PATCHES
     assert video.frames is not None
     assert draw_kept_patches(video.frames, video.tokens).height > 0
+
+
+@pytest.mark.parametrize("layout", ImageLayout)
+def test_each_view_is_compared_with_itself_in_the_frame_before(layout: ImageLayout, tmp_path: Path) -> None:
+    """Of a still video in tiles nothing is new behind the first frame, in no tile."""
+    still, budget = tmp_path / "still.mkv", PATCHES // 2 + 1
+    write_video(still, random_frames(1, 60, 64).repeat(2, axis=0), fps=1, codec="ffv1", pix_fmt="bgr0")
+    model = save_random_llava_next(tmp_path / "model")
+    with VideoQA.from_pretrained(model, num_frames=2, options=ModelOptions(layout)) as tiled:
+        video = tiled.encode_video(still, prune=PruneSpec(method="evs", keep_tokens=budget)).tokens
+    views, rooms = video.views_per_picture, video.capacities or (PATCHES,) * video.num_frames
+    assert views == 5
+    for view, room in enumerate(rooms[:views]):
+        in_all = 2 * min(budget, room)
+        assert video.counts[view::views] == (min(in_all, room), in_all - min(in_all, room))
+    scores = video.scores.split(list(video.counts))
+    assert all(bool((of_view > 2).all()) for of_view in scores[:views]), "new"
+    assert all(bool((of_view < 1e-5).all()) for of_view in scores[views:]), "as before"

@@ -398,7 +398,7 @@ async def test_what_is_named_in_the_others_field_is_refused(settings: Settings, 
         (spooled(PNG + b"never seen"), Medium.IMAGE),
         (RemoteFile("http://nowhere.invalid/", Medium.IMAGE), Medium.IMAGE),
     ],
-    ids=str,
+    ids=["video in line", "picture in line", "video", "picture", "picture elsewhere"],
 )
 async def test_what_is_refused_is_not_stored(tmp_path: Path, source: FileSource, medium: Medium) -> None:
     settings = load_settings(runtime_dir=tmp_path / "run")

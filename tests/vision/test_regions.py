@@ -93,6 +93,21 @@ def test_every_method_chooses_inside_the_regions(method: str, k: int) -> None:
             assert torch.equal(part.features, merged)
 
 
+def test_views_are_videos_of_their_own() -> None:
+    """A whole and a half view of each of three pictures: shapes are told apart, and views of one shape, too."""
+    whole, upper = Region(0, 0, 4, 5), Region(0, 0, 2, 5)
+    times, seen = (0.0,) * 3 + (1.0,) * 3 + (2.0,) * 3, []
+
+    def select(asked: PruneInputs) -> Selection:
+        seen.append((asked.grid, asked.pts_seconds))
+        return get_method("uniform_grid").select(asked)
+
+    nine = PruneInputs(tokens_per_frame=2, grid=GRID, pts_seconds=times)
+    chosen = select_in_regions(select, nine, (whole, upper, upper) * 3, views=3)
+    assert seen == [((4, 5), (0.0, 1.0, 2.0)), ((2, 5), (0.0, 1.0, 2.0)), ((2, 5), (0.0, 1.0, 2.0))]
+    assert chosen.counts == (2,) * 9
+
+
 def test_nothing_may_be_kept_of_empty_regions() -> None:
     whole = inputs(2, get_method("cls_attention").needs)
     chosen = select_in_regions(get_method("cls_attention").select, whole, (Region(0, 0, 0, 0),) * len(REGIONS))

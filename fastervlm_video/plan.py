@@ -6,7 +6,7 @@ are loaded, and no work is begun for a request that cannot be answered.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastervlm_video.cache import DEFAULT_STORAGE, CacheKey, Storage, make_key
@@ -51,7 +51,7 @@ class ModelFacts:
     name: str
     checkpoint: Checkpoint
     prompts: Mapping[Medium, PromptBuilder]
-    options: ModelOptions = ModelOptions()
+    options: ModelOptions = field(default_factory=ModelOptions)
 
     @classmethod
     def open(

@@ -47,10 +47,11 @@ def _router(name: StageName) -> RequestRouterConfig:
     if name != "generator":
         return RequestRouterConfig()
     # Questions about one token set go to the replica that a hash ring names, and on along the ring when it is full.
+    options: dict[str, Any] = {"max_backoff_s": _LOOK_FOR_ROOM_SECONDS}
     return RequestRouterConfig(
         request_router_class=cast("Any", _BY_SESSION),
         request_router_kwargs={"num_fallback_replicas": _ALL_OTHERS},
-        max_backoff_s=_LOOK_FOR_ROOM_SECONDS,
+        **options,
     )
 
 

@@ -57,7 +57,7 @@ check: $(VENV)/.dev ## Lint, format check and types
 	$(BIN)/mypy
 
 test: check ## All checks and all tests, in two processes; TEST_PROCESSES
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --no-loadscope-reorder
 
 cluster-test: $(VENV)/.dev ## Tests of whole Ray clusters, minutes each: scaling, four nodes, changes in place, a deployment
 	CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/cluster

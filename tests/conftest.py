@@ -4,10 +4,11 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 from fastervlm_video import cli
 from tests.cli_kit import Outcome, Run
@@ -20,7 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_INTEGRATION = Path(__file__).with_name("integration")
+_INTEGRATION = "tests/integration/"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,12 +30,16 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+class ByWhatTheyShare(LoadScopeScheduling):  # type: ignore[misc]
     """Tests of a module share what it sets up, and all integration tests a running service: each in one process."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            of_service = item.path.is_relative_to(_INTEGRATION)
-            item.add_marker(pytest.mark.xdist_group("integration" if of_service else str(item.path)))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _INTEGRATION if nodeid.startswith(_INTEGRATION) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByWhatTheyShare:
+    """Called where tests run side by side."""
+    return ByWhatTheyShare(config, log)
 
 
 @pytest.fixture(scope="module")

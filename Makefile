@@ -56,8 +56,9 @@ check: $(VENV)/.dev ## Lint, format check and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: check ## All checks and all tests, in two processes; TEST_PROCESSES
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --no-loadscope-reorder
+test: check ## All checks and all tests, those without a running service in TEST_PROCESSES (2) processes
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --ignore tests/integration
+	$(BIN)/python -m pytest tests/integration
 
 cluster-test: $(VENV)/.dev ## Tests of whole Ray clusters, minutes each: scaling, four nodes, changes in place, a deployment
 	CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/cluster

@@ -4,11 +4,9 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
-from xdist.scheduler import LoadScopeScheduling
 
 from fastervlm_video import cli
 from tests.cli_kit import Outcome, Run
@@ -21,25 +19,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_INTEGRATION = "tests/integration/"
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Where tests run side by side, each process computes with one thread."""
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)
-
-
-class ByWhatTheyShare(LoadScopeScheduling):  # type: ignore[misc]
-    """Tests of a module share what it sets up, and all integration tests a running service: each in one process."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return _INTEGRATION if nodeid.startswith(_INTEGRATION) else nodeid.partition("::")[0]
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByWhatTheyShare:
-    """Called where tests run side by side."""
-    return ByWhatTheyShare(config, log)
 
 
 @pytest.fixture(scope="module")

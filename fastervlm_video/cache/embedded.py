@@ -60,6 +60,8 @@ class _Answer(Enum):
 class EmbeddedRedis:
     """Handle on the Redis server of a directory; it may or may not be this process that runs it.
 
+    A server that the handle has started lives as long as the handle does.
+
     Args:
         runtime_dir: the server's directory; made if it is not there, and refused unless it is this
             user's alone (no symbolic link, mode 0700).
@@ -136,6 +138,10 @@ class EmbeddedRedis:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_supervisor", None) is not None:
+            self._stop()
 
     def _start(self, directory: int) -> None:
         started = time.monotonic()

@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import signal
@@ -138,6 +139,16 @@ def test_closing_ends_it_and_leaves_no_process(runtime_dir: Path) -> None:
     with ping(runtime_dir) as client:
         assert client.ping()
     handle.close()
+
+
+def test_a_handle_that_nobody_has_any_more_ends_what_it_started(runtime_dir: Path) -> None:
+    handle = EmbeddedRedis.ensure(runtime_dir, max_memory_bytes=MEMORY_BYTES)
+    supervisor, descriptors = handle._supervisor, len(os.listdir("/proc/self/fd"))
+    assert supervisor is not None
+    del handle
+    gc.collect()
+    assert supervisor.returncode is not None
+    assert len(os.listdir("/proc/self/fd")) == descriptors - 1
 
 
 def test_handles_share_one_server(runtime_dir: Path, server: EmbeddedRedis, plain: Any) -> None:

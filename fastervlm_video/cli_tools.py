@@ -111,13 +111,10 @@ def open_model(
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
     with steps.step("Opening the model"):
-        return VideoQA.from_pretrained(
+        return VideoQA.open(
             model,
-            keep_ratio=prune.keep_ratio,
-            keep_tokens=prune.keep_tokens,
-            method=prune.method,
-            keep_cls=prune.keep_cls,
-            num_frames=sampling.num_frames,
+            prune=prune,
+            sampling=sampling,
             revision=revision,
             device=device,
             dtype=dtype,

@@ -174,10 +174,42 @@ class VideoQA:
             CheckpointError: there is no such model, or it cannot be loaded.
             InvalidRequestError: a value is out of range.
         """
-        prune = PruneSpec(method=method, keep_ratio=keep_ratio, keep_tokens=keep_tokens, keep_cls=keep_cls)
-        sampling = FrameSampling(num_frames)
+        return cls.open(
+            model,
+            prune=PruneSpec(method=method, keep_ratio=keep_ratio, keep_tokens=keep_tokens, keep_cls=keep_cls),
+            sampling=FrameSampling(num_frames),
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            cache=cache,
+            limits=limits,
+            cache_dtype=cache_dtype,
+            options=options,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path,
+        *,
+        prune: PruneSpec,
+        sampling: FrameSampling,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        cache: TokenCache | None = None,
+        limits: MediaLimits | None = None,
+        cache_dtype: str | None = None,
+        options: ModelOptions | None = None,
+    ) -> Self:
+        """The same, for who has the budget and the sampling as objects.
+
+        Raises:
+            CheckpointError: there is no such model, or it cannot be loaded.
+            InvalidRequestError: a value is out of range.
+        """
         # What is spelt wrong is found before gigabytes are downloaded.
-        get_method(method)
+        get_method(prune.method)
         resolve_dtype(dtype, resolve_device(device))
         Storage.parse(cache_dtype or DEFAULT_STORAGE)
         facts = ModelFacts.open(model, revision=revision, options=options)

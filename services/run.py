@@ -58,13 +58,18 @@ def _own_signal_handlers() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def _joins_a_cluster() -> bool:
+    """Whether ``RAY_ADDRESS`` names a cluster; if not, the service has a private Ray."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def _start_ray(settings: Settings, *, show_logs: bool) -> None:
     """Join the cluster that ``RAY_ADDRESS`` names, or start a private one."""
     import ray
 
     level = logging.WARNING if show_logs else logging.ERROR
     _set_ray_log_level(level)
-    if os.environ.get("RAY_ADDRESS"):
+    if _joins_a_cluster():
         ray.init(log_to_driver=show_logs, logging_level=level)
         return
     needed = sum(settings.stage(name).num_cpus * settings.stage(name).max_replicas for name in STAGES)
@@ -80,7 +85,7 @@ def _start_ray(settings: Settings, *, show_logs: bool) -> None:
 
 def _impatient(settings: Settings) -> Settings:
     """Settings under which Ctrl-C on a private Ray waits a moment for requests, and not for minutes."""
-    if os.environ.get("RAY_ADDRESS") or settings.graceful_shutdown_seconds is not None:
+    if _joins_a_cluster() or settings.graceful_shutdown_seconds is not None:
         return settings
     return settings.model_copy(update={"graceful_shutdown_seconds": _LEAVING_SECONDS})
 
@@ -150,7 +155,7 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
     from services.app import APP_NAME, build_app
     from services.logs import serve_logging
 
-    if not os.environ.get("RAY_ADDRESS"):  # a cluster's proxies may have been listening before, and on other machines
+    if not _joins_a_cluster():  # a cluster's proxies may have been listening before, and on other machines
         _check_port_is_free(settings.host, settings.port, "FASTERVLM_HOST and FASTERVLM_PORT")
         if settings.metrics_port is not None:  # else Ray would do without, in silence
             _check_port_is_free(_ANYWHERE, settings.metrics_port, "FASTERVLM_METRICS_PORT")

@@ -4,31 +4,16 @@ Every setting is an environment variable with the prefix ``FASTERVLM_``; those o
 name in front: ``FASTERVLM_ENCODER__MAX_REPLICAS=4``. :func:`settings_table` lists them all.
 """
 
-import ipaddress
-import json
-import math
 import os
 import stat
 import tempfile
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    InstanceOf,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fastervlm_video.config import (
     DEFAULT_KEEP_RATIO,
@@ -39,7 +24,9 @@ from fastervlm_video.config import (
     SamplingParams,
 )
 from fastervlm_video.errors import InvalidRequestError
-from services.tenants import ApiKey, Keyring, Tenant, parse_api_keys
+from services.setting_types import HostList, KeyList, NetworkList, RedisUrl
+from services.stage_settings import STAGES, StageName, StageSettings
+from services.tenants import Keyring, Tenant
 from services.url_policy import UrlPolicy, parse_host_rule
 
 __all__ = ["STAGES", "Settings", "StageName", "StageSettings", "load_settings", "settings_table"]
@@ -49,119 +36,6 @@ _NESTED = "__"
 _LIMITS = MediaLimits()
 _GIB = 1024**3
 _ONGOING_REQUESTS = 16  # of a replica whose settings do not say
-_RAYS_OWN_RESOURCES = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
-
-StageName = Literal["api", "decoder", "encoder", "generator"]
-STAGES: tuple[StageName, ...] = ("api", "decoder", "encoder", "generator")
-
-
-def _split(value: object) -> object:
-    """``a, b`` or ``["a", "b"]`` from the environment."""
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("["):
-        return json.loads(value)
-    return [item.strip() for item in value.split(",") if item.strip()]
-
-
-def _host_rules(value: tuple[str, ...]) -> tuple[str, ...]:
-    for text in value:
-        parse_host_rule(text)
-    return value
-
-
-def _shared_redis(value: str | None) -> str | None:
-    if value is None or value in {"off", "none://"} or value.startswith(("redis://", "rediss://", "unix://")):
-        return value
-    raise ValueError("must begin with redis://, rediss:// or unix://, or be `off`")
-
-
-def _networks(value: object) -> object:
-    """Networks parsed here, for one plain message instead of pydantic's two about either version of IP."""
-    items = _split(value)
-    if isinstance(items, list | tuple):
-        return tuple(ipaddress.ip_network(item) if isinstance(item, str) else item for item in items)
-    return items
-
-
-def _api_keys(value: object) -> object:
-    """``key:tenant`` items as digests, so that no key is ever in a setting."""
-    items = _split(value)
-    if not isinstance(items, list | tuple):
-        return items
-    keys = parse_api_keys(item for item in items if isinstance(item, str))
-    given = tuple(item for item in items if isinstance(item, ApiKey))
-    if isinstance(value, str) and not keys:
-        raise ValueError("holds no key; write key:tenant, or leave it unset")
-    return given + keys
-
-
-def _custom_resources(value: dict[str, float]) -> dict[str, float]:
-    """Amounts by name, as Ray takes them: what it counts by itself has settings, or a meaning, of its own."""
-    for name, amount in value.items():
-        if not name or name in _RAYS_OWN_RESOURCES:
-            raise ValueError(f"{name!r} is no custom resource; cores and GPUs are num_cpus and num_gpus")
-        if not (0 < amount < math.inf and (amount <= 1 or amount.is_integer())):
-            raise ValueError(f"{name} must be a whole number, or a fraction of 1, above 0 (got {amount:g})")
-    return value
-
-
-HostList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_rules)]
-KeyList = Annotated[tuple[InstanceOf[ApiKey], ...], NoDecode, BeforeValidator(_api_keys)]
-CustomResources = Annotated[dict[str, float], AfterValidator(_custom_resources)]
-NetworkList = Annotated[
-    tuple[InstanceOf[IPv4Network] | InstanceOf[IPv6Network], ...], NoDecode, BeforeValidator(_networks)
-]
-
-
-class StageSettings(BaseModel):
-    """How one stage is deployed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    min_replicas: int = Field(default=1, ge=0, description="Fewest replicas; 0 lets an idle stage stop.")
-    max_replicas: int = Field(default=1, ge=1, description="Most replicas.")
-    max_ongoing_requests: int | None = Field(
-        default=None,
-        ge=1,
-        description="Requests one replica works on at a time; others wait, or go to another one. Unset: 16; for the "
-        "generator, twice `FASTERVLM_GENERATOR_MAX_BATCH_SIZE`.",
-    )
-    upscale_delay_seconds: float = Field(
-        default=30.0, ge=0, description="How long there must be too much to do before replicas are added."
-    )
-    downscale_delay_seconds: float = Field(
-        default=600.0, ge=0, description="How long there must be too little to do before replicas are taken away."
-    )
-    num_cpus: float = Field(default=0.2, ge=0, description="CPU cores reserved per replica (may be a fraction).")
-    num_gpus: float | None = Field(
-        default=None,
-        ge=0,
-        description="GPUs reserved per replica (may be a fraction); unset: the encoder and the generator share what "
-        "there is, the others take none.",
-    )
-    resources: CustomResources = Field(
-        default={},
-        description='Custom Ray resources reserved per replica, as JSON such as `{"encoder": 1}`; it runs only on '
-        "machines that offer them (`ray start --resources`).",
-    )
-    threads_per_replica: int | None = Field(
-        default=None,
-        ge=1,
-        description="Compute threads per replica; unset: whole reserved cores, else half the machine's.",
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas={self.min_replicas} is more than max_replicas={self.max_replicas}")
-        return self
-
-    def threads(self) -> int:
-        """Compute threads of a replica on the machine this is called on."""
-        if self.threads_per_replica is not None:
-            return self.threads_per_replica
-        return int(self.num_cpus) if self.num_cpus >= 1 else max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def _default_runtime_dir() -> Path:
@@ -232,7 +106,7 @@ class Settings(BaseSettings):
         default=None, description="File with more of them, one per line; changes are taken over within seconds."
     )
 
-    redis_url: Annotated[str | None, AfterValidator(_shared_redis)] = Field(
+    redis_url: RedisUrl = Field(
         default=None,
         repr=False,
         validation_alias=AliasChoices(f"{ENV_PREFIX}REDIS_URL", "REDIS_URL"),

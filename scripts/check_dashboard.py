@@ -115,9 +115,9 @@ def _wait(condition: Callable[[], bool], what: str) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def make_traffic(client: httpx.Client, *, seed: int = 1) -> None:
+def make_traffic(client: httpx.Client) -> None:
     """Requests of every kind: cold, warm, streamed, in chat, about a picture, and mistaken ones."""
-    video, picture = unlike_any_video(make_video(seed)), unlike_any_picture(make_picture(seed))
+    video, picture = unlike_any_video(make_video(1)), unlike_any_picture(make_picture(1))
     question = {"question": "What color is the square?", "max_tokens": "8"}
     _checked(client.post("/v1/ask", files={"file": ("clip.mp4", video)}, data=question))
     file_id = _checked(client.post("/v1/files", files={"file": ("clip.mp4", video)})).json()["id"]
@@ -144,8 +144,14 @@ def _checked(response: httpx.Response) -> httpx.Response:
     return response
 
 
-def wait_for_data(prometheus: str, asked: list[Query]) -> dict[Query, list[float]]:
+def wait_for_data(prometheus: str, asked: list[Query], traffic: Callable[[], None]) -> dict[Query, list[float]]:
     """Evaluate queries until each has a number for an answer.
+
+    Args:
+        prometheus: its address.
+        asked: the queries.
+        traffic: makes the service count; called again and again, for a rate needs a series that grows before
+            Prometheus's eyes, and the parts of the service send what they have counted when it suits each.
 
     Returns:
         What each gives now, a number per line of its panel; those that give none after a while have none.
@@ -154,6 +160,7 @@ def wait_for_data(prometheus: str, asked: list[Query]) -> dict[Query, list[float
     deadline = time.monotonic() + _PATIENCE_SECONDS
     with httpx.Client(base_url=prometheus, timeout=_TIMEOUT_SECONDS) as client:
         while len(found) < len(asked) and time.monotonic() < deadline:
+            traffic()
             for query in (query for query in asked if query not in found):
                 if numbers := _evaluate(client, query.expr):
                     found[query] = numbers
@@ -186,10 +193,7 @@ def main() -> int:
             running_prometheus(metrics_port, folder) as prometheus,
             httpx.Client(base_url=url, timeout=_TIMEOUT_SECONDS) as client,
         ):
-            make_traffic(client, seed=1)
-            wait_for_data(prometheus, [Query("", "sum(ray_fastervlm_answers_total) > 0")])
-            make_traffic(client, seed=2)  # rates need a second number
-            found = wait_for_data(prometheus, asked)
+            found = wait_for_data(prometheus, asked, lambda: make_traffic(client))
     for query, numbers in found.items():
         shown = ", ".join(f"{number:.4g}" for number in numbers[:6]) or "NO DATA"
         print(f"{query.panel:45} {shown}")

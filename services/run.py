@@ -1,5 +1,6 @@
 """Start the service on this machine (or on the Ray cluster this machine belongs to), and stop it cleanly."""
 
+import importlib
 import logging
 import math
 import os
@@ -9,10 +10,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from fastervlm_video.cache import EmbeddedRedis
 from fastervlm_video.errors import InvalidRequestError, UnavailableError
 from services.proxy import PROXY_CALLBACK
 from services.settings import STAGES, Settings
@@ -133,6 +133,26 @@ def _why_not_started(status: "ServeStatus", app_name: str) -> str:
     return "the service did not start: " + ("; ".join(reasons) or "see the log")
 
 
+def _import_application() -> None:
+    with suppress(Exception):  # it will be raised again where the import is needed
+        importlib.import_module("services.app")
+
+
+@contextmanager
+def _application_being_imported() -> Iterator[threading.Thread]:
+    """Its packages take as long to import as Ray takes to start, which is mostly other processes' work.
+
+    Yields:
+        A thread that ends when they are there.
+    """
+    thread = threading.Thread(target=_import_application, name="import-application")
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join()
+
+
 @contextmanager
 def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[str]:
     """The whole service, ready to answer, for as long as the block runs.
@@ -152,7 +172,6 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
     import ray
     from ray import serve
 
-    from services.app import APP_NAME, build_app
     from services.logs import serve_logging
 
     if not _joins_a_cluster():  # a cluster's proxies may have been listening before, and on other machines
@@ -161,12 +180,9 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
             _check_port_is_free(_ANYWHERE, settings.metrics_port, "FASTERVLM_METRICS_PORT")
     open_blob_store(settings)  # for its checks, before the stages would fail at it
     settings.keyring()  # likewise
+    runtime_dir = settings.prepare_runtime_dir()
     with ExitStack() as stack:
-        runtime_dir = settings.prepare_runtime_dir()
-        if settings.redis_url is None:  # owned here, so that it lives as long as the service does
-            redis = EmbeddedRedis(runtime_dir, max_memory_bytes=settings.cache_max_memory_bytes)
-            redis.ensure_running()
-            stack.callback(redis.close)
+        importing = stack.enter_context(_application_being_imported())
         with _own_signal_handlers():
             _start_ray(settings, show_logs=show_logs)
         stack.callback(ray.shutdown)
@@ -174,6 +190,14 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
             http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None},
             logging_config=serve_logging(settings),
         )
+        importing.join()
+        from fastervlm_video.cache import EmbeddedRedis
+        from services.app import APP_NAME, build_app
+
+        if settings.redis_url is None:  # owned here, so that it lives as long as the service does
+            redis = EmbeddedRedis(runtime_dir, max_memory_bytes=settings.cache_max_memory_bytes)
+            redis.ensure_running()
+            stack.callback(redis.close)
         stack.callback(serve.delete, APP_NAME)  # other applications on a shared cluster are left alone
         try:
             serve.run(build_app(_impatient(settings)), name=APP_NAME, route_prefix="/", logging_config=None)

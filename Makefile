@@ -56,9 +56,9 @@ check: $(VENV)/.dev ## Lint, format check and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: check ## All checks and all tests, in TEST_PROCESSES (2) processes: first those without a running service
+test: check ## All checks and all tests, those without a running service in TEST_PROCESSES (2) processes
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --ignore tests/integration
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile tests/integration
+	$(BIN)/python -m pytest tests/integration
 
 cluster-test: $(VENV)/.dev ## Tests of whole Ray clusters, minutes each: scaling, four nodes, changes in place, a deployment
 	CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/cluster

@@ -1,6 +1,7 @@
 """Crashes and hangs are real ones: signals sent to the child, and a video whose bytes never come."""
 
 import concurrent.futures
+import contextlib
 import os
 import signal
 import subprocess
@@ -56,9 +57,16 @@ def never() -> Iterator[int]:
 
 
 def children() -> set[int]:
-    """This process's children, zombies included."""
+    """This process's children, zombies included; not multiprocessing's own, which stays once a test made it start."""
     tasks = Path(f"/proc/{os.getpid()}/task")
-    return {int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
+    pids = {int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
+    return {pid for pid in pids if b"multiprocessing.resource_tracker" not in _command_line(pid)}
+
+
+def _command_line(pid: int) -> bytes:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""  # it has just gone
 
 
 def open_descriptors() -> int:

@@ -10,7 +10,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from fastervlm_video.errors import InvalidRequestError, UnavailableError
@@ -133,26 +134,6 @@ def _why_not_started(status: "ServeStatus", app_name: str) -> str:
     return "the service did not start: " + ("; ".join(reasons) or "see the log")
 
 
-def _import_application() -> None:
-    with suppress(Exception):  # it will be raised again where the import is needed
-        importlib.import_module("services.app")
-
-
-@contextmanager
-def _application_being_imported() -> Iterator[threading.Thread]:
-    """Its packages take as long to import as Ray takes to start, which is mostly other processes' work.
-
-    Yields:
-        A thread that ends when they are there.
-    """
-    thread = threading.Thread(target=_import_application, name="import-application")
-    thread.start()
-    try:
-        yield thread
-    finally:
-        thread.join()
-
-
 @contextmanager
 def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[str]:
     """The whole service, ready to answer, for as long as the block runs.
@@ -182,7 +163,8 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
     settings.keyring()  # likewise
     runtime_dir = settings.prepare_runtime_dir()
     with ExitStack() as stack:
-        importing = stack.enter_context(_application_being_imported())
+        # The application's packages take as long to import as Ray to start, which is mostly other processes' work.
+        importing = stack.enter_context(ThreadPoolExecutor(1)).submit(importlib.import_module, "services.app")
         with _own_signal_handlers():
             _start_ray(settings, show_logs=show_logs)
         stack.callback(ray.shutdown)
@@ -190,7 +172,7 @@ def running_service(settings: Settings, *, show_logs: bool = True) -> Iterator[s
             http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None},
             logging_config=serve_logging(settings),
         )
-        importing.join()
+        importing.result()
         from fastervlm_video.cache import EmbeddedRedis
         from services.app import APP_NAME, build_app
 

@@ -4,6 +4,7 @@ Starts the service, lets it answer requests of every kind, has a real Prometheus
 panel's queries there, as Grafana would. Needs ``prometheus`` on the path (Debian: the package ``prometheus``).
 """
 
+import functools
 import json
 import math
 import os
@@ -115,9 +116,16 @@ def _wait(condition: Callable[[], bool], what: str) -> None:
         time.sleep(_POLL_SECONDS)
 
 
+@functools.cache
+def _media() -> tuple[bytes, bytes]:
+    """A video and a picture, drawn once for all traffic."""
+    return make_video(1), make_picture(1)
+
+
 def make_traffic(client: httpx.Client) -> None:
     """Requests of every kind: cold, warm, streamed, in chat, about a picture, and mistaken ones."""
-    video, picture = unlike_any_video(make_video(1)), unlike_any_picture(make_picture(1))
+    video, picture = _media()
+    video, picture = unlike_any_video(video), unlike_any_picture(picture)
     question = {"question": "What color is the square?", "max_tokens": "8"}
     _checked(client.post("/v1/ask", files={"file": ("clip.mp4", video)}, data=question))
     file_id = _checked(client.post("/v1/files", files={"file": ("clip.mp4", video)})).json()["id"]

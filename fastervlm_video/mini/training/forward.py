@@ -3,7 +3,8 @@
 The video's tokens run once, causally; the questions' tokens run beside them and attend to the video's keys and
 values. With a single question this is ``LlamaModel.forward`` over the concatenation.
 
-In training two regularisers may act on the video's tokens. All of them stay in the sequence.
+In training two regularisers may act on the video's tokens (:mod:`~fastervlm_video.mini.training.dropout`). All of them
+stay in the sequence.
 """
 
 from dataclasses import dataclass
@@ -15,40 +16,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
+from fastervlm_video.mini.training.dropout import VideoDropout
 from fastervlm_video.mini.training.packing import PackedQuestions
 
-__all__ = ["VideoDropout", "question_states"]
+__all__ = ["question_states"]
 
 Rotary = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class VideoDropout:
-    """Regularisers of one training step, so that no answer hangs on what single video tokens were made to hold.
-
-    Attributes:
-        updated_share: of the video's tokens that the layers update; the others keep their embedding through all
-            layers, as if every residual branch were dropped (stochastic depth, Huang et al., 2016).
-        hidden_share: of keys that each head of each layer does not see, before its softmax (DropKey, Li et al.,
-            2023); never a token's own.
-        exempt: tokens at the front that nothing happens to: the text before the video.
-    """
-
-    updated_share: float
-    hidden_share: float
-    exempt: int
-
-    def draw_updated(self, batch: int, length: int) -> Tensor:
-        """Boolean [B, P, 1]: which tokens the layers update, the same in all of them."""
-        updated = torch.rand(batch, length, 1) < self.updated_share
-        updated[:, : self.exempt] = True
-        return updated
-
-    def draw_visible(self, batch: int, heads: int, length: int) -> Tensor:
-        """Boolean [B, heads, 1, P]: which keys a layer's heads may see."""
-        visible = torch.rand(batch, heads, 1, length) >= self.hidden_share
-        visible[..., : self.exempt] = True
-        return visible
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,30 +56,16 @@ def question_states(
     mask = questions.mask(video.shape[1])
     front = _Stream(video, model.rotary_emb(video, positions[None]))
     back = _Stream(asked, model.rotary_emb(asked, asked_positions))
-    updated = dropout.draw_updated(*video.shape[:2]) if dropout else None
     layers = list(model.layers)
     for index, module in enumerate(layers):
         layer = cast("LlamaDecoderLayer", module)
-        seen_front, seen_back = _visible(layer, front, mask, dropout)
+        seen_front = dropout.front_mask(index) if dropout else None
+        seen_back = dropout.question_mask(index, mask) if dropout else mask
         moved, back = _layer(layer, front, back, seen_front, seen_back, last=index == len(layers) - 1)
-        hidden = moved.hidden if updated is None else torch.where(updated, moved.hidden, front.hidden)
+        hidden = torch.where(dropout.updated[..., None], moved.hidden, front.hidden) if dropout else moved.hidden
         front = _Stream(hidden, front.rotary)
     states: Tensor = model.norm(back.hidden)
     return states
-
-
-def _visible(
-    layer: LlamaDecoderLayer, front: _Stream, mask: Tensor, dropout: VideoDropout | None
-) -> tuple[Tensor | None, Tensor]:
-    """What the video's tokens (None: all before them) and the questions' may attend to in one layer."""
-    if dropout is None or dropout.hidden_share == 0:
-        return None, mask
-    batch, length = front.hidden.shape[:2]
-    visible = dropout.draw_visible(batch, layer.self_attn.config.num_attention_heads, length)
-    own = torch.eye(length, dtype=torch.bool)
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    keys = torch.cat([visible, visible.new_ones(*visible.shape[:3], mask.shape[-1] - length)], dim=-1)
-    return (visible | own) & causal, mask & keys
 
 
 def _layer(

@@ -74,18 +74,17 @@ STANDARD = Recipe(
         Course(
             "language",
             phase=2,
-            schedule=Schedule(steps=6_500, learning_rate=2.5e-3, warmup=100, hold=0.2, weight_decay=0.02),
+            schedule=Schedule(steps=3_000, learning_rate=2.5e-3, warmup=100, hold=0.5, weight_decay=0.02),
             lessons=(
-                Lesson(until=0.12, frames=((1, 1.0),)),
-                Lesson(until=0.35, frames=((1, 0.1), (2, 0.9))),
-                Lesson(until=0.55, frames=((1, 0.1), (2, 0.1), (4, 0.8))),
-                Lesson(until=1.0, frames=((1, 0.1), (4, 0.1), (8, 0.8))),
+                Lesson(until=0.25, frames=((1, 1.0),)),
+                Lesson(until=0.75, frames=((1, 0.1), (2, 0.9))),
+                Lesson(until=1.0, frames=((1, 0.1), (2, 0.1), (4, 0.8))),
             ),
         ),
         Course(
             "robustness",
             phase=3,
-            schedule=Schedule(steps=1_500, learning_rate=2e-3, warmup=30, hold=0.2, weight_decay=0.02),
+            schedule=Schedule(steps=2_500, learning_rate=2e-3, warmup=100, hold=0.2, weight_decay=0.02),
             lessons=(Lesson(until=1.0, frames=((1, 0.05), (2, 0.05), (4, 0.15), (8, 0.75))),),
             regularised=True,
             close_ups=True,

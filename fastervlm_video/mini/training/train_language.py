@@ -3,11 +3,13 @@
 All visual tokens are always there: nothing is pruned in training. The positions of the visual tokens are
 squeezed together half of the time, though, by a random factor: after pruning, what stays is packed and lies
 closer together than it did. Phase 3 regularises: a model this small, left alone, takes to writing what it has
-worked out onto background tokens, which are many and always the same; published ones survive without them.
+worked out onto background tokens, which are many and always the same, and to counting on the mean of them that the
+questions read in the first layer; published ones survive without them.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,9 @@ from transformers import LlamaModel, VideoLlavaForConditionalGeneration
 from fastervlm_video.mini.questions import Question, ask_about
 from fastervlm_video.mini.render import frame_times
 from fastervlm_video.mini.training.clips import NUM_FRAMES
+from fastervlm_video.mini.training.dropout import VideoDropout, draw_dropout
 from fastervlm_video.mini.training.features import FeatureSet
-from fastervlm_video.mini.training.forward import VideoDropout, question_states
+from fastervlm_video.mini.training.forward import question_states
 from fastervlm_video.mini.training.loop import Report, Schedule, run_steps, step_generator
 from fastervlm_video.mini.training.optim import build_optimizers
 from fastervlm_video.mini.training.packing import IGNORED, PackedQuestions, ids_before_video, pack, tokenize
@@ -30,8 +33,6 @@ __all__ = ["Course", "Lesson", "accuracy_by_kind", "start_language", "train_lang
 
 _SQUEEZED_SHARE = 0.5
 _TIGHTEST = 0.03  # smallest factor: about one token in thirty kept
-_ALL_UPDATED_SHARE, _FEWEST_UPDATED = 0.2, 0.03  # of steps; of tokens in the others
-_NONE_HIDDEN_SHARE, _MOST_HIDDEN = 0.3, 0.95  # of steps; of keys in the others
 _END_WEIGHT = 0.1  # of the end of sequence in the loss; it is easy
 # How often a kind is asked about, against the others: what is hard more often.
 _WEIGHTS = {"color": 0.7, "shape": 1.0, "count": 1.5, "position": 1.0, "motion": 3.0, "order": 1.3, "describe": 3.0}
@@ -61,7 +62,7 @@ class Course:
         phase: its number, which its randomness follows from.
         schedule: length and learning rate.
         lessons: the curriculum, in order.
-        regularised: whether the video's tokens are, see :class:`~fastervlm_video.mini.training.forward.VideoDropout`.
+        regularised: whether the video's tokens are, see :class:`~fastervlm_video.mini.training.dropout.VideoDropout`.
         close_ups: whether objects of all sizes are shown, besides the usual small ones.
     """
 
@@ -119,6 +120,8 @@ def train_language(
     module = _language_parts(model)
     patches = data.features.shape[2]
     times = frame_times(NUM_FRAMES)
+    exempt = len(ids_before_video())
+    draw = partial(draw_dropout, layers=len(model.model.language_model.layers), exempt=exempt)
 
     def step_of(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = step_generator(seed, course.phase, step)
@@ -133,8 +136,8 @@ def train_language(
         questions = pack([[tokenize(question) for question in row] for row in rows], question_tokens)
         features = torch.from_numpy(data.features[videos[:, None], shown]).float()
         squeeze = _log_uniform(rng, _TIGHTEST) if rng.random() < _SQUEEZED_SHARE else 1.0
-        logits = _answer(module, features, questions, squeeze, _draw_dropout(rng) if course.regularised else None)
-        return _loss(logits, questions, f"{count}f ")
+        dropout = draw(rng, batch=len(videos), length=exempt + count * patches) if course.regularised else None
+        return _loss(_answer(module, features, questions, squeeze, dropout), questions, f"{count}f ")
 
     schedule = course.schedule
     optimizers = build_optimizers(
@@ -147,12 +150,6 @@ def train_language(
 def _log_uniform(rng: np.random.Generator, least: float) -> float:
     """Between ``least`` and 1."""
     return float(np.exp(rng.uniform(np.log(least), 0)))
-
-
-def _draw_dropout(rng: np.random.Generator) -> VideoDropout:
-    updated = 1.0 if rng.random() < _ALL_UPDATED_SHARE else _log_uniform(rng, _FEWEST_UPDATED)
-    hidden = 0.0 if rng.random() < _NONE_HIDDEN_SHARE else 1 - _log_uniform(rng, 1 - _MOST_HIDDEN)
-    return VideoDropout(updated, hidden, exempt=len(ids_before_video()))
 
 
 def _draw(questions: Sequence[Question], rng: np.random.Generator) -> list[Question]:

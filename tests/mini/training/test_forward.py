@@ -1,5 +1,6 @@
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 
 from fastervlm_video.mini.questions import ask_about
 from fastervlm_video.mini.render import frame_times
-from fastervlm_video.mini.training.forward import VideoDropout, question_states
+from fastervlm_video.mini.training.dropout import VideoDropout, draw_dropout
+from fastervlm_video.mini.training.forward import question_states
 from fastervlm_video.mini.training.packing import PackedQuestions, pack, tokenize
 from tests.mini.kit import draw
 from tests.mini.training.kit import TINY, alone, language_of, random_model
@@ -68,22 +70,6 @@ def test_positions_and_the_video_matter() -> None:
     assert (states - other).abs().max() > 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn(VideoDropout):
-    """A dropout whose draws are known."""
-
-    updated: Tensor
-    visible: Tensor
-
-    def draw_updated(self, batch: int, length: int) -> Tensor:
-        assert self.updated.shape == (batch, length, 1)
-        return self.updated
-
-    def draw_visible(self, batch: int, heads: int, length: int) -> Tensor:
-        assert self.visible.shape == (batch, heads, 1, length)
-        return self.visible
-
-
 def some(share: float, *shape: int) -> Tensor:
     """True nearly everywhere but in about ``share`` of the places."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(3)) >= share
@@ -94,13 +80,13 @@ def test_tokens_that_no_layer_updates_keep_their_embedding() -> None:
     """The oracle is Llama itself, whose layers give such tokens back as they got them."""
     model = language_of(random_model(replace(TINY, text_layers=3)))
     video = torch.randn(2, FRONT, TINY.text_width, generator=torch.Generator().manual_seed(1))
-    updated = some(0.6, 2, FRONT, 1)
+    updated = some(0.6, 2, FRONT)
     questions, places = packed_questions(), positions(1.0)
-    dropout = Drawn(0.5, 0.0, 0, updated, torch.ones(0))
+    dropout = VideoDropout(updated, torch.ones(3, 2, FRONT, dtype=torch.bool))
     states = question_states(model, video, places, questions, dropout)
     plain = question_states(model, video, places, questions)
     for row in range(2):
-        keep = torch.cat([~updated[row], torch.zeros(90, 1, dtype=torch.bool)])[None]
+        keep = torch.cat([~updated[row], torch.zeros(90, dtype=torch.bool)])[None, :, None]
         hooks = [layer.register_forward_hook(partial(_undo, keep)) for layer in model.layers]
         for number in range(len(questions.kinds[row])):
             where = questions.segment[row] == number
@@ -117,36 +103,49 @@ def _undo(keep: Tensor, _: nn.Module, given: tuple[Tensor, ...], moved: Tensor) 
 
 @torch.no_grad()
 def test_hidden_keys_are_seen_by_nobody_but_themselves() -> None:
-    """The oracle is Llama itself with a mask for every head."""
+    """The oracle is Llama itself with another mask in every layer."""
     model = language_of(random_model(replace(TINY, text_layers=3)))
     video = torch.randn(2, FRONT, TINY.text_width, generator=torch.Generator().manual_seed(1))
-    visible = some(0.5, 2, TINY.text_heads, 1, FRONT)
+    visible = some(0.5, 3, 2, FRONT)
     questions, places = packed_questions(), positions(1.0)
-    dropout = Drawn(1.0, 0.5, 0, torch.ones(2, FRONT, 1, dtype=torch.bool), visible)
+    dropout = VideoDropout(torch.ones(2, FRONT, dtype=torch.bool), visible)
     states = question_states(model, video, places, questions, dropout)
     for row in range(2):
         for number in range(len(questions.kinds[row])):
-            where = questions.segment[row] == number
-            ids = questions.ids[row][where]
+            ids = questions.ids[row][questions.segment[row] == number]
             length = FRONT + len(ids)
-            mask = torch.ones(length, length, dtype=torch.bool).tril().repeat(1, TINY.text_heads, 1, 1)
-            for head in range(TINY.text_heads):
-                for key in torch.nonzero(~visible[row, head, 0])[:, 0].tolist():
-                    mask[0, head, :, key] = False
-                    mask[0, head, key, key] = True
-            embedded = torch.cat([video[row], model.embed_tokens(ids)])[None]
-            expected = model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).last_hidden_state[0, FRONT:]
-            assert torch.allclose(states[row][where], expected, atol=2e-4), (row, number)
+            hooks = []
+            for layer, seen in zip(model.layers, visible[:, row], strict=True):
+                mask = torch.ones(length, length, dtype=torch.bool).tril()
+                for key in torch.nonzero(~seen)[:, 0].tolist():
+                    mask[:, key] = False
+                    mask[key, key] = True
+                hooks.append(layer.register_forward_pre_hook(partial(_masked, mask[None, None]), with_kwargs=True))
+            expected = alone(model, video[row], ids)
+            assert torch.allclose(states[row][questions.segment[row] == number], expected, atol=2e-4), (row, number)
+            for hook in hooks:
+                hook.remove()
+
+
+def _masked(
+    mask: Tensor, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs | {"attention_mask": mask}
 
 
 def test_what_is_drawn_follows_the_shares_and_spares_the_text() -> None:
-    torch.manual_seed(0)
-    dropout = VideoDropout(updated_share=0.3, hidden_share=0.8, exempt=4)
-    updated, visible = dropout.draw_updated(200, 104), dropout.draw_visible(50, 4, 104)
-    assert updated[:, :4].all()
-    assert visible[..., :4].all()
-    assert updated[:, 4:].float().mean() == pytest.approx(0.3, abs=0.02)
-    assert visible[..., 4:].float().mean() == pytest.approx(0.2, abs=0.02)
+    dropout = draw_dropout(np.random.default_rng(0), layers=6, batch=2000, length=104, exempt=4)
+    assert dropout.updated[:, :4].all()
+    assert dropout.visible[..., :4].all()
+    updated, visible = dropout.updated[:, 4:].float().mean(-1), dropout.visible[..., 4:].float().mean(-1)
+    untouched = (updated == 1) & (visible == 1).all(0)
+    assert untouched.float().mean() == pytest.approx(0.15, abs=0.02)
+    assert (updated == 1).float().mean() == pytest.approx(0.15 + 0.85 * 0.2, abs=0.03)
+    assert (visible == 1).float().mean() == pytest.approx(0.15 + 0.85 * 0.3, abs=0.03)
+    # Log-uniform from 1/500 and from 1/1000: half of the others are below the square roots of these.
+    assert (updated[updated < 1] < 500**-0.5).float().mean() == pytest.approx(0.5, abs=0.04)
+    assert (visible[visible < 1] < 1000**-0.5).float().mean() == pytest.approx(0.5, abs=0.04)
+    assert (visible[:, visible.min(0).values == 0] > 0.5).any()  # a layer that sees nothing, beside one that sees
 
 
 @torch.no_grad()
@@ -155,5 +154,6 @@ def test_nothing_dropped_is_nothing_changed() -> None:
     video = torch.randn(2, FRONT, TINY.text_width, generator=torch.Generator().manual_seed(1))
     questions = packed_questions()
     plain = question_states(model, video, positions(1.0), questions)
-    dropped = question_states(model, video, positions(1.0), questions, VideoDropout(1.0, 0.0, 4))
-    assert torch.equal(plain, dropped)
+    all_there = VideoDropout(torch.ones(2, FRONT, dtype=torch.bool), torch.ones(8, 2, FRONT, dtype=torch.bool))
+    dropped = question_states(model, video, positions(1.0), questions, all_there)
+    assert torch.allclose(plain, dropped, atol=1e-5)

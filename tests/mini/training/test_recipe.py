@@ -123,7 +123,7 @@ def test_a_recipe_makes_sense(recipe: Recipe) -> None:
         for lesson in course.lessons:
             assert sum(share for _, share in lesson.frames) == pytest.approx(1)
             assert {count for count, _ in lesson.frames} <= set(range(1, 9))
-        assert course.lessons[-1].frames[-1][0] == 8
+    assert recipe.courses[-1].lessons[-1].frames[-1][0] == 8
     assert len({course.name for course in recipe.courses}) == len({course.phase for course in recipe.courses}) == 2
     assert [course.regularised for course in recipe.courses] == [False, True]
     assert [course.close_ups for course in recipe.courses] == [False, True]

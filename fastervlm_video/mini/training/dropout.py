@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastervlm_video.mini.training.loop import log_uniform
+
 __all__ = ["VideoDropout", "draw_dropout"]
 
 _UNTOUCHED_SHARE = 0.15  # of videos, to which nothing happens
@@ -69,5 +71,5 @@ def draw_dropout(rng: np.random.Generator, *, layers: int, batch: int, length: i
 
 def _shares(rng: np.random.Generator, shape: tuple[int, ...], whole: float, least: float) -> npt.NDArray[np.float64]:
     """1 with probability ``whole``, otherwise log-uniform between ``least`` and 1."""
-    some = np.exp(rng.uniform(np.log(least), 0, shape))
+    some = log_uniform(rng, least, shape)
     return np.where(rng.random(shape) < whole, 1.0, some)

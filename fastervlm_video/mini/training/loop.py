@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastervlm_video.mini.training.optim import learning_rate_factor, set_learning_rate
 
-__all__ = ["Report", "Schedule", "Step", "run_steps", "step_generator"]
+__all__ = ["Report", "Schedule", "Step", "log_uniform", "run_steps", "step_generator"]
 
 _CLIP_NORM = 1.0
 _SAVE_EVERY = 250
@@ -67,6 +68,11 @@ def step_generator(seed: int, phase: int, step: int) -> np.random.Generator:
     """This step's own generator; torch's is seeded alike."""
     torch.manual_seed((seed * 1_000_003 + phase) * 1_000_003 + step)
     return np.random.default_rng((seed, phase, step))
+
+
+def log_uniform(rng: np.random.Generator, least: float, shape: tuple[int, ...] = ()) -> npt.NDArray[np.float64]:
+    """Between ``least`` and 1, spread evenly over the orders of magnitude."""
+    return np.asarray(np.exp(rng.uniform(np.log(least), 0, shape)))
 
 
 def run_steps(

@@ -25,7 +25,7 @@ from fastervlm_video.mini.training.clips import NUM_FRAMES
 from fastervlm_video.mini.training.dropout import VideoDropout, draw_dropout
 from fastervlm_video.mini.training.features import FeatureSet
 from fastervlm_video.mini.training.forward import question_states
-from fastervlm_video.mini.training.loop import Report, Schedule, run_steps, step_generator
+from fastervlm_video.mini.training.loop import Report, Schedule, log_uniform, run_steps, step_generator
 from fastervlm_video.mini.training.optim import build_optimizers
 from fastervlm_video.mini.training.packing import IGNORED, PackedQuestions, ids_before_video, pack, tokenize
 
@@ -135,7 +135,7 @@ def train_language(
         rows = [_draw(ask_about(data.scenes, int(v), times[shown], rng, training=True), rng) for v in videos]
         questions = pack([[tokenize(question) for question in row] for row in rows], question_tokens)
         features = torch.from_numpy(data.features[videos[:, None], shown]).float()
-        squeeze = _log_uniform(rng, _TIGHTEST) if rng.random() < _SQUEEZED_SHARE else 1.0
+        squeeze = float(log_uniform(rng, _TIGHTEST)) if rng.random() < _SQUEEZED_SHARE else 1.0
         dropout = draw(rng, batch=len(videos), length=exempt + count * patches) if course.regularised else None
         return _loss(_answer(module, features, questions, squeeze, dropout), questions, f"{count}f ")
 
@@ -145,11 +145,6 @@ def train_language(
     )
     run_steps(course.name, module.train(), optimizers, schedule, step_of, state=state, report=report)
     model.eval()
-
-
-def _log_uniform(rng: np.random.Generator, least: float) -> float:
-    """Between ``least`` and 1."""
-    return float(np.exp(rng.uniform(np.log(least), 0)))
 
 
 def _draw(questions: Sequence[Question], rng: np.random.Generator) -> list[Question]:

@@ -154,6 +154,8 @@ def test_nothing_dropped_is_nothing_changed() -> None:
     video = torch.randn(2, FRONT, TINY.text_width, generator=torch.Generator().manual_seed(1))
     questions = packed_questions()
     plain = question_states(model, video, positions(1.0), questions)
-    all_there = VideoDropout(torch.ones(2, FRONT, dtype=torch.bool), torch.ones(8, 2, FRONT, dtype=torch.bool))
+    all_there = VideoDropout(
+        torch.ones(2, FRONT, dtype=torch.bool), torch.ones(TINY.text_layers, 2, FRONT, dtype=torch.bool)
+    )
     dropped = question_states(model, video, positions(1.0), questions, all_there)
     assert torch.allclose(plain, dropped, atol=1e-5)
